@@ -1,0 +1,40 @@
+"""The registry of algorithms: a name, its configuration, and the three functions that are the algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..config import nearest
+from . import ppo
+
+
+class Algorithm(NamedTuple):
+    """`init(config, spec, key) -> state`, whose `.acting` is what `act` needs; `act` and `update` as ARCHITECTURE.md has them."""
+
+    name: str
+    config: type
+    init: Callable[..., Any]
+    act: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+ALGORITHMS = {
+    "ppo": Algorithm("ppo", ppo.PPO, ppo.init, ppo.act, ppo.update),
+}
+
+
+def named(name: str) -> Algorithm:
+    """The algorithm called `name`; ValueError with the nearest name otherwise."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"There is no algorithm {name!r}{nearest(name, ALGORITHMS)} Algorithms: {', '.join(ALGORITHMS)}.")
+    return ALGORITHMS[name]
+
+
+def of(config: Any) -> Algorithm:
+    """The algorithm that `config` configures."""
+    for algorithm in ALGORITHMS.values():
+        if type(config) is algorithm.config:
+            return algorithm
+    names = ", ".join(algorithm.config.__name__ for algorithm in ALGORITHMS.values())
+    raise ValueError(f"Expected a configuration ({names}), got {config!r}; write for example sf.PPO(clip=0.2).")

@@ -1,0 +1,210 @@
+"""Proximal policy optimisation: ascend the clipped surrogate for a few epochs over each batch.
+
+Schulman et al. 2017, arXiv:1707.06347: the clipped objective is eq. 7, the sum of losses eq. 9, the loop Algorithm 1.
+Advantages are GAE (Schulman et al. 2016, eq. 16). Dual clip is eq. 5 of Ye et al. 2020, arXiv:1912.09729.
+Left out: a trunk shared by actor and critic, and recomputing advantages between epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..audit import step_audit
+from ..config import check_bounds, configuration
+from ..distributions import Distribution
+from ..math.divergences import kl_k3
+from ..math.policy_gradient import clipped_surrogate_loss, importance_ratio
+from ..math.reduce import explained_variance, masked_mean, standardise
+from ..math.returns import gae
+from ..math.values import clipped_value_loss, squared_value_loss
+from ..networks import network_name
+from ..normalise import ReturnScale, normalise, observation_normaliser, update_normaliser
+from ..policies import Actor, Critic, StochasticPolicy, act, state_values
+from ..types import EnvironmentSpec, Observation, PyTree, Rollout
+
+__all__ = ["PPO", "State", "act", "init", "update"]
+
+
+@configuration
+class PPO:
+    """Proximal policy optimisation with the clipped surrogate."""
+
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Trace decay of the advantage estimator: 0 is the one-step TD error, 1 the Monte Carlo return."""
+    clip: float = 0.2
+    """How far the probability ratio may leave 1 before the objective turns flat."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """Keep `clip`, or let it fall linearly to 0 over the run."""
+    dual_clip: float | None = None
+    """Bound on the ratio's weight where the advantage is negative, above 1; none by default."""
+    num_steps: int = 256
+    """Steps of each environment in one batch."""
+    epochs: int = 10
+    """Passes over each batch."""
+    minibatch_size: int = 64
+    """Transitions in one gradient step; must divide num_steps times the number of environments."""
+    learning_rate: float = 3e-4
+    """Step size of Adam."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Keep `learning_rate`, or let it fall linearly to 0 over the run."""
+    max_grad_norm: float = 0.5
+    """Gradients of actor and critic together are scaled down to at most this norm."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    value_coef: float = 0.5
+    """Weight of the critic's loss."""
+    clip_value: float | None = None
+    """How far the critic may move from its old values in one batch, in units of its targets; unlimited by default."""
+    target_kl: float | None = None
+    """Stop the epochs once an epoch's mean KL exceeds 1.5 times this; never by default."""
+    normalise_advantage: bool = True
+    """Give the advantages of each minibatch mean 0 and standard deviation 1."""
+    normalise_observation: bool = True
+    """Subtract the running mean of observations and divide by their running standard deviation."""
+    normalise_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    network: str = "mlp"
+    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of 'mlp'."""
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    """Activation of the hidden layers of 'mlp'."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", clip="(0, inf)", dual_clip="(1, inf)", learning_rate="(0, inf)")
+        check_bounds(self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", max_grad_norm="(0, inf]")
+        check_bounds(self, entropy_coef="[0, inf)", value_coef="[0, inf)", clip_value="(0, inf)", target_kl="(0, inf)")
+        object.__setattr__(self, "network", network_name(self.network))
+
+
+class State(NamedTuple):
+    """Everything that learning changes."""
+
+    acting: StochasticPolicy
+    critic: Critic
+    optimiser: optax.OptState
+    return_scale: ReturnScale | None  # None where rewards are not normalised
+
+
+class Batch(NamedTuple):
+    """What the loss needs of each transition, [B, ...]."""
+
+    obs: Observation  # normalised
+    action: jax.Array
+    action_mask: jax.Array | None
+    old_log_prob: jax.Array
+    old_value: jax.Array
+    advantage: jax.Array
+    value_target: jax.Array
+    valid: jax.Array
+
+
+def optimiser(config: PPO) -> optax.GradientTransformation:
+    """Adam on globally clipped gradients; the step size is applied by `update`, where its schedule is."""
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+
+def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
+    """Parameters, optimiser and statistics before the first step."""
+    actor_key, critic_key = jax.random.split(key)
+    shape = {"hidden": config.hidden, "activation": config.activation}
+    actor = Actor(config.network, spec.observation_space, spec.action_space, actor_key, **shape)
+    critic = Critic(config.network, spec.observation_space, critic_key, **shape)
+    return State(
+        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        critic=critic,
+        optimiser=optimiser(config).init((actor, critic)),
+        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+    )
+
+
+def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array, config: PPO) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Schulman et al. 2017, eq. 9, to be minimised; and what to report of it."""
+    actor, critic = params
+    distribution: Distribution = jax.vmap(actor)(batch.obs, batch.action_mask)
+    log_prob = distribution.log_prob(batch.action)
+    ratio = importance_ratio(log_prob, batch.old_log_prob)
+    advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
+    policy_loss = masked_mean(clipped_surrogate_loss(ratio, advantage, clip=clip, dual_clip=config.dual_clip), batch.valid)
+    value = jax.vmap(critic)(batch.obs)
+    if config.clip_value is None:
+        value_losses = squared_value_loss(value, batch.value_target)
+    else:
+        value_losses = clipped_value_loss(value, batch.old_value, batch.value_target, clip=config.clip_value)
+    value_loss = masked_mean(value_losses, batch.valid)
+    entropy = masked_mean(distribution.entropy(), batch.valid)
+    return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > clip).astype(ratio.dtype), batch.valid),
+        "approximate_kl": masked_mean(kl_k3(batch.old_log_prob, log_prob), batch.valid),
+    }
+
+
+def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """One iteration of Algorithm 1 on a batch [T, N]: advantages, epochs of minibatches, and the audit of the step."""
+    policy, ended = state.acting, rollout.terminated | rollout.truncated
+    remaining = 1.0 - rollout.progress
+    learning_rate = config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0)
+    clip = config.clip * (remaining if config.clip_schedule == "linear" else 1.0)
+
+    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
+    value, next_value = state_values(state.critic, policy.normaliser, rollout)
+    flags = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
+    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    transitions = Batch(
+        obs=normalise(policy.normaliser, rollout.obs),
+        action=rollout.action,
+        action_mask=rollout.action_mask,
+        old_log_prob=old.log_prob(rollout.action),
+        old_value=value,
+        advantage=advantage,
+        value_target=advantage + value,
+        valid=rollout.valid,
+    )
+    size = rollout.valid.size
+    transitions = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), transitions)
+
+    def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        params, moments = carry
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, batch, clip, config)
+        direction, moments = optimiser(config).update(gradient, moments)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+        return (params, moments), metrics | {"gradient_norm": optax.global_norm(gradient)}
+
+    def epoch(carry: PyTree) -> PyTree:
+        params_and_moments, _, index = carry
+        order = jax.random.permutation(jax.random.fold_in(key, index), size)
+        minibatches = jax.tree.map(lambda x: x[order].reshape(-1, config.minibatch_size, *x.shape[1:]), transitions)
+        params_and_moments, metrics = jax.lax.scan(gradient_step, params_and_moments, minibatches)
+        return params_and_moments, jax.tree.map(jnp.mean, metrics), index + 1
+
+    def unfinished(carry: PyTree) -> jax.Array:
+        _, metrics, index = carry
+        within = True if config.target_kl is None else metrics["approximate_kl"] <= 1.5 * config.target_kl
+        return (index < config.epochs) & within
+
+    start = ((policy.actor, state.critic), state.optimiser), None, jnp.zeros((), jnp.int32)
+    nothing_yet = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), jax.eval_shape(epoch, start)[1])
+    ((actor, critic), moments), metrics, epochs = jax.lax.while_loop(unfinished, epoch, (start[0], nothing_yet, start[2]))
+
+    acting = StochasticPolicy(actor, update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
+    return_scale = state.return_scale
+    if return_scale is not None:
+        return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
+    new = jax.vmap(acting.distribution)(rollout.obs, rollout.action_mask)
+    metrics |= step_audit(old, new, rollout, advantage * scale, discount=config.gamma)
+    metrics |= {
+        "explained_variance": explained_variance(value, transitions.value_target.reshape(value.shape), rollout.valid),
+        "epochs": epochs,
+        "clip": clip,
+        "learning_rate": learning_rate,
+    }
+    return State(acting, critic, moments, return_scale), metrics

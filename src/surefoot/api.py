@@ -1,0 +1,116 @@
+"""What a user calls: train, iterate, resume, load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .report.curves import plot
+from .report.progress import Progress
+from .training.cache import use_compilation_cache
+from .training.evaluate import evaluate
+from .training.policy import Policy, load
+from .training.session import Report, Session, read_record
+from .training.signals import StopRequest, catch_signals
+
+__all__ = ["Run", "iterate", "load", "resume", "train"]
+
+
+class Run:
+    """A run directory, and the policy that came out of it."""
+
+    def __init__(self, path: str | Path, env: Any = None):
+        """`env` stands in for an environment that the run's record cannot name, such as a lambda."""
+        self.path, self._env = Path(path), env
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the newest save."""
+        return load(self.path)
+
+    def evaluate(self, episodes: int = 100, *, deterministic: bool = True, stop: StopRequest | None = None) -> np.ndarray[Any, Any]:
+        """Returns of `episodes` whole episodes on seeds that training did not use, [episodes]; the same at every call."""
+        use_compilation_cache()
+        record = read_record(self.path)
+        env = record["environment"] if self._env is None else self._env
+        poll = stop.poll if stop else lambda: None
+        return evaluate(self.policy, env, episodes=episodes, deterministic=deterministic, seed=record["seed"], poll=poll)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+
+def iterate(
+    config: Any,
+    env: Any,
+    *,
+    steps: float = 1_000_000,
+    seed: int = 0,
+    num_envs: int = 8,
+    preset: bool = True,
+    out: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Iterator[Report]:
+    """Train, yielding a report after each iteration; leaving the loop at any time saves a checkpoint.
+
+    Args:
+        config: the algorithm and its settings, such as `PPO(clip=0.2)`.
+        env: an environment id, `module:factory`, a callable that returns a `gymnasium.Env`, or a `gymnasium.vector.VectorEnv`.
+        steps: environment steps in all, counted over the parallel environments, rounded up to whole batches.
+        seed: everything random in the run follows from it.
+        num_envs: environments stepped in parallel.
+        preset: use settings known to work on this environment where `config` sets none.
+        out: the run directory; by default a new one under `runs/`.
+        checkpoint_seconds: time between checkpoints; there is always one at the end.
+
+    Raises:
+        ValueError: a setting, an environment or a directory that cannot be used, and what to do about it.
+        NonFiniteError: NaN or infinity in an observation, a reward or an update. It was not learned from.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint saved.
+    """
+    use_compilation_cache()
+    session = Session.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
+    return session.reports(checkpoint_seconds=checkpoint_seconds)
+
+
+def train(
+    config: Any,
+    env: Any,
+    *,
+    steps: float = 1_000_000,
+    seed: int = 0,
+    num_envs: int = 8,
+    preset: bool = True,
+    out: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> Run:
+    """Train to the end and return the run; arguments and errors as for `iterate`. `progress` prints how it goes."""
+    use_compilation_cache()
+    session = Session.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
+    return _to_the_end(session, env, checkpoint_seconds, progress)
+
+
+def resume(path: str | Path, env: Any = None, *, checkpoint_seconds: float = 60.0, progress: bool = True) -> Run:
+    """Continue a run from its newest valid checkpoint to its end, as if it had never stopped.
+
+    Args:
+        env: the environment again, where the run was given one that its record cannot name, such as a lambda.
+
+    Raises:
+        CheckpointError: not a run, a corrupt one, or one of another environment, algorithm or version.
+    """
+    use_compilation_cache()
+    return _to_the_end(Session.resume(Path(path), env), env, checkpoint_seconds, progress)
+
+
+def _to_the_end(session: Session, env: Any, checkpoint_seconds: float, progress: bool) -> Run:
+    with catch_signals() as stop, Progress(session, sys.stderr if progress else None) as display:
+        for report in session.reports(checkpoint_seconds=checkpoint_seconds, stop=stop):
+            display.update(report)
+    plot([session.path], session.path / "curve.png")
+    return Run(session.path, env)

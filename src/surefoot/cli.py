@@ -1,0 +1,366 @@
+"""The command line: `surefoot VERB ...`. Each algorithm's options are its configuration's fields."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+USAGE = """usage: surefoot VERB ...
+
+  train ALGORITHM ENV   train a policy; `surefoot train ppo --help` lists the settings
+  train --resume RUN    continue a run that was stopped
+  eval RUN              play whole episodes with a run's policy
+  plot RUN...           draw learning curves
+  list algorithms|envs  what there is to choose from
+  check ENV             play an environment at random and say what is wrong with it
+
+ENV is the id of an environment, or module:factory. `surefoot VERB --help` tells more."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exit code 0, 1 for what went wrong in a run, 2 for a command that makes no sense, 130/143 when stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(f"surefoot {__version__}")
+        return
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "eval": _eval,
+        "plot": _plot,
+        "list": _list,
+        "check": _check,
+    }
+    if argv[0] not in verbs:
+        from .config import nearest
+
+        fail(f"there is no verb {argv[0]!r}{nearest(argv[0], verbs)}\n\n{USAGE}", code=2)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # module:factory names modules of the directory the user works in
+    with user_errors():
+        verbs[argv[0]](argv[1:])
+
+
+def fail(message: str, *, code: int = 1) -> None:
+    print(f"surefoot: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """What a user can mend is a sentence, not a traceback. SUREFOOT_TRACEBACK=1 shows both."""
+    from .training.engine import NonFiniteError
+    from .training.signals import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        fail(str(stopped), code=128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, NonFiniteError) as error:
+        if os.environ.get("SUREFOOT_TRACEBACK"):
+            raise
+        fail(str(error))
+
+
+def parse(kind: Any, argv: list[str], verb: str, description: str | None = None) -> Any:
+    """`argv` as an instance of `kind`."""
+    return tyro.cli(kind, args=argv, prog=f"surefoot {verb}", description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a run needs besides its algorithm's settings."""
+
+    steps: float = 1e6
+    """Environment steps in all, over all parallel environments."""
+    seed: int = 0
+    """Everything random in the run follows from it."""
+    seeds: int = 1
+    """Train this many seeds, from `seed` on, in parallel where cores allow; each as if it were trained alone."""
+    envs: int = 8
+    """Environments stepped in parallel."""
+    out: Path | None = None
+    """The run directory; by default a new one under runs/."""
+    preset: bool = True
+    """Use the settings known to work on this environment where none are given."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints; there is always one at the end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Continue a run, or the runs of several seeds, to the end."""
+
+    resume: Path
+    """The run directory."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints; there is always one at the end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Play whole episodes with a run's policy, taking the most likely action and drawing actions, on seeds not trained on."""
+
+    run: Positional[Path]
+    """The run directory, or that of several seeds."""
+    episodes: int = 100
+    """How many episodes of each kind."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw learning curves: several seeds of one experiment as their mean, several experiments side by side."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories, or those of several seeds."""
+    out: Path | None = None
+    """The picture, .png or .svg; by default curve.png in the first directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Play an environment at random and say in plain words what is wrong with it."""
+
+    env: Positional[str]
+    """An environment id, or module:factory."""
+    steps: int = 1000
+    """How many steps to play."""
+    seed: int = 0
+    """Of the environment and of the random actions."""
+
+
+def _train(argv: list[str]) -> None:
+    from . import api
+    from .algorithms import ALGORITHMS, named
+    from .networks import find_factory
+    from .training.presets import preset_for, with_settings
+
+    if any(word == "--resume" or word.startswith("--resume=") for word in argv):
+        _resume(argv)
+        return
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: surefoot train ALGORITHM ENV [options]\n       surefoot train --resume RUN\n\nalgorithms: {', '.join(ALGORITHMS)}\n")
+        print("`surefoot train ALGORITHM --help` lists the options.")
+        sys.exit(0 if argv else 2)
+    algorithm = named(argv[0])
+
+    def arguments(default: Any) -> Any:
+        kind = dataclasses.make_dataclass(
+            "Arguments",
+            [
+                ("env", Annotated[Positional[str], tyro.conf.arg(metavar="ENV", help="An environment id, or module:factory.")]),
+                ("run", TrainOptions, TrainOptions()),
+                (algorithm.name, algorithm.config, default),
+            ],
+        )
+        return parse(kind, argv[1:], f"train {algorithm.name}", description=algorithm.config.__doc__)
+
+    # Settings that are not given take the preset's values, and the preset depends on an argument: read once to know it.
+    default = algorithm.config()
+    given = arguments(default)
+    if given.run.preset:
+        default = with_settings(default, preset_for(default, given.env))
+        given = arguments(default)
+    settings = getattr(given, algorithm.name)
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    config = algorithm.config(**{name: value for name, value in chosen.items() if value != getattr(default, name)})
+    if config.network != "mlp":
+        find_factory(config.network, import_module=True)
+    options = given.run
+    if options.seeds > 1:
+        _train_seeds(given.env, options, argv)
+        return
+    _finish(
+        lambda: api.train(
+            config,
+            given.env,
+            steps=options.steps,
+            seed=options.seed,
+            num_envs=options.envs,
+            preset=options.preset,
+            out=options.out,
+            checkpoint_seconds=options.checkpoint_seconds,
+        )
+    )
+
+
+def _resume(argv: list[str]) -> None:
+    from . import api
+
+    options = parse(ResumeOptions, argv, "train")
+    runs = sorted(run.parent for run in options.resume.glob("seed-*/run.json"))
+    if not runs or (options.resume / "run.json").exists():
+        _finish(lambda: api.resume(options.resume, checkpoint_seconds=options.checkpoint_seconds))
+        return
+    more = ["--checkpoint-seconds", str(options.checkpoint_seconds)]
+    run_side_by_side({run.name: ["train", "--resume", str(run), *more] for run in runs})
+    _show_seeds(options.resume, runs)
+
+
+def _finish(run: Callable[[], Any]) -> None:
+    """Train, then say where everything is."""
+    path = run().path
+    print(f"run    {path}\ncurve  {path / 'curve.png'}\nnext   surefoot eval {path}")
+
+
+def _train_seeds(env: str, options: TrainOptions, argv: list[str]) -> None:
+    from .training.session import create_directory
+
+    directory = create_directory(options.out, f"{argv[0]}-{env}")
+    shared = without_options(argv, "--seeds", "--seed", "--out")
+    seeds = range(options.seed, options.seed + options.seeds)
+    commands = {f"seed-{seed}": ["train", *shared, "--seed", str(seed), "--out", str(directory / f"seed-{seed}")] for seed in seeds}
+    run_side_by_side(commands)
+    _show_seeds(directory, [directory / name for name in commands])
+
+
+def _show_seeds(directory: Path, runs: list[Path]) -> None:
+    from .report.curves import plot
+
+    print(f"runs   {directory}\ncurve  {plot(runs, directory / 'curve.png')}")
+
+
+def without_options(argv: Sequence[str], *names: str) -> list[str]:
+    """`argv` without these options and their values."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept
+
+
+def _eval(argv: list[str]) -> None:
+    import numpy as np
+
+    from . import api
+    from .training.session import write_json
+    from .training.signals import catch_signals
+
+    options = parse(EvalOptions, argv, "eval")
+    runs = sorted(run.parent for run in options.run.glob("seed-*/run.json")) or [options.run]
+    with catch_signals() as stop:
+        for path in runs:
+            results: dict[str, Any] = {"episodes": options.episodes}
+            print(path)
+            for name, deterministic in (("deterministic", True), ("stochastic", False)):
+                returns = api.Run(path).evaluate(options.episodes, deterministic=deterministic, stop=stop)
+                spread = float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0
+                results[name] = {"mean": float(np.mean(returns)), "standard_deviation": spread, "returns": returns.tolist()}
+                print(
+                    f"  {name:<13}  return {np.mean(returns):.1f} +- {spread:.1f} (standard deviation), "
+                    f"from {np.min(returns):.1f} to {np.max(returns):.1f}, {len(returns)} episodes"
+                )
+            write_json(path / "evaluation.json", results)
+
+
+def _plot(argv: list[str]) -> None:
+    from .report.curves import plot
+
+    options = parse(PlotOptions, argv, "plot")
+    runs = [run for path in options.runs for run in (sorted(seed.parent for seed in path.glob("seed-*/run.json")) or [path])]
+    print(plot(runs, options.out or options.runs[0] / "curve.png"))
+
+
+def _list(argv: list[str]) -> None:
+    from .algorithms import ALGORITHMS
+    from .config import nearest
+    from .envs.classic import CLASSIC
+
+    what = argv[0] if argv else ""
+    if what == "algorithms":
+        for name, algorithm in ALGORITHMS.items():
+            print(f"{name:<12} {algorithm.config.__doc__}")
+    elif what == "envs":
+        print("in JAX, compiled with the learner:")
+        for name, environment in CLASSIC.items():
+            print(f"  {name:<28} actions {environment.action_space}, at most {environment.max_episode_steps} steps")
+        print("through Gymnasium, stepped from Python (gymnasium:ID also for those above):")
+        import gymnasium
+
+        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC):
+            print(f"  {name}")
+    else:
+        fail(f"list expects 'algorithms' or 'envs', got {what!r}{nearest(what, ['algorithms', 'envs'])}", code=2)
+
+
+def _check(argv: list[str]) -> None:
+    from .envs.check import check, print_findings
+
+    options = parse(CheckOptions, argv, "check")
+    findings = check(options.env, num_steps=options.steps, seed=options.seed)
+    print_findings(findings)
+    sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+def run_side_by_side(commands: dict[str, list[str]]) -> None:
+    """Run surefoot commands in processes of their own, as many at a time as there are cores; every line under its name."""
+    import signal
+    import subprocess
+    import threading
+
+    from .training.signals import catch_signals
+
+    waiting, running, codes = dict(commands), {}, {}
+
+    def relay(name: str, process: Any) -> None:
+        for line in process.stdout:
+            print(f"{name} | {line}", end="", flush=True)
+
+    with catch_signals() as stop:
+        forwarded = False
+        while running or (waiting and stop.signal_number is None):
+            while waiting and len(running) < len(os.sched_getaffinity(0)) and stop.signal_number is None:
+                name = next(iter(waiting))
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "surefoot", *waiting.pop(name)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,  # a Ctrl-C reaches them once, from here
+                    preexec_fn=die_with_parent,
+                )
+                thread = threading.Thread(target=relay, args=(name, process), daemon=True)
+                thread.start()
+                running[name] = process, thread
+            if stop.signal_number is not None and not forwarded:
+                for process, _ in running.values():
+                    process.send_signal(signal.SIGTERM)
+                forwarded = True
+            for name, (process, thread) in list(running.items()):
+                if process.poll() is not None:
+                    thread.join()
+                    codes[name] = process.returncode
+                    del running[name]
+            if running:
+                time.sleep(0.05)
+        stop.poll()
+    if failed := [name for name, code in codes.items() if code]:
+        fail(f"{', '.join(failed)} of {len(commands)} did not finish; the messages are above")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to send this process SIGTERM when its parent dies, however that happens, so that no orphan trains on."""
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):  # Linux has prctl; elsewhere an orphan finishes its run
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

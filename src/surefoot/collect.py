@@ -1,0 +1,181 @@
+"""Policy times environment: rollouts from device environments inside the compiled program, from host environments by a loop."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .spaces import map_leaves, observation_dtype, to_environment, zeros
+from .types import Array, DeviceEnvironment, HostEnvironment, Observation, PyTree, Rollout
+
+
+class Stream(NamedTuple):
+    """Where N device environments stand between two rollouts."""
+
+    state: PyTree  # [N, ...] of the environment
+    obs: Observation  # [N, ...] to act on next
+    time: jax.Array  # [N] int32, steps since the reset
+    keys: jax.Array  # [N] each environment's own generator of episodes
+    carry: PyTree = None  # [N, ...] recurrent state
+
+
+def start_stream(environment: DeviceEnvironment, num_envs: int, key: jax.Array, carry: PyTree = None) -> Stream:
+    """Begin an episode in each of N environments."""
+    keys, reset_keys = split_each(jax.random.split(key, num_envs))
+    state, obs = jax.vmap(environment.reset)(reset_keys)
+    return Stream(state, as_observation(environment, obs), jnp.zeros(num_envs, jnp.int32), keys, carry)
+
+
+def split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two new keys from each of N."""
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def as_observation(environment: DeviceEnvironment, obs: Observation) -> Observation:
+    """`obs` in the dtypes in which observations are kept."""
+    return map_leaves(lambda space, x: x.astype(observation_dtype(space)), environment.observation_space, obs)
+
+
+def scan_rollout(
+    environment: DeviceEnvironment, act: Any, stream: Stream, num_steps: int, progress: jax.Array, key: jax.Array
+) -> tuple[Stream, Rollout]:
+    """`num_steps` steps of every environment inside one scan. `act(obs, action_mask, carry, key) -> (action, carry)`."""
+
+    def step(stream: Stream, key: jax.Array) -> tuple[Stream, dict[str, Any]]:
+        action, carry = act(stream.obs, None, stream.carry, key)
+        state, obs, reward, terminated = jax.vmap(environment.step)(stream.state, to_environment(environment.action_space, action))
+        obs, elapsed = as_observation(environment, obs), stream.time + 1
+        truncated = elapsed >= environment.max_episode_steps
+        ended = terminated | truncated
+
+        def begin(going_on: tuple[PyTree, Observation, jax.Array]) -> tuple[PyTree, Observation, jax.Array]:
+            keys, reset_keys = split_each(stream.keys)
+            fresh = (*jax.vmap(environment.reset)(reset_keys), keys)
+            fresh = (fresh[0], as_observation(environment, fresh[1]), keys)
+            return jax.tree.map(lambda new, old: where_rows(ended, new, old), fresh, going_on)
+
+        # Episodes seldom end: a branch is cheaper than a reset computed at every step.
+        state, next_obs, keys = jax.lax.cond(jnp.any(ended), begin, lambda going_on: going_on, (state, obs, stream.keys))
+        row = {
+            "obs": stream.obs,
+            "action": action,
+            "reward": reward.astype(jnp.float32),
+            "terminated": terminated,
+            "truncated": truncated,
+            "final_obs": obs,
+            "valid": jnp.ones_like(ended),
+            "time": stream.time,
+        }
+        return Stream(state, next_obs, jnp.where(ended, 0, elapsed), keys, carry), row
+
+    start = stream.carry
+    stream, rows = jax.lax.scan(step, stream, jax.random.split(key, num_steps))
+    return stream, Rollout(**rows, last_obs=stream.obs, progress=progress, carry=start)
+
+
+def where_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` [N, ...] in the rows where `mask` [N] is true, `old` elsewhere; PRNG keys too."""
+    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+class HostCollector:
+    """Drives a host environment from Python: one small compiled call for each vector step, rows written into buffers."""
+
+    def __init__(self, environment: HostEnvironment, act: Any, num_steps: int, seed: int):
+        """`act(acting, obs, action_mask, carry, key, index) -> (action [N, ...], carry)`, compiled."""
+        spec = environment.spec
+        shape = num_steps, spec.num_envs
+        self.environment, self.act = environment, act
+        self.obs, self.action_mask = environment.reset(seed)
+        self.time = np.zeros(spec.num_envs, np.int32)
+        self.carry: PyTree = None
+        # Where an observation is not needed (most rows' final_obs) the buffer keeps what it had: zeros, or an older row.
+        self.rows: dict[str, Any] = {
+            "obs": zeros(spec.observation_space, *shape),
+            "reward": np.zeros(shape, np.float32),
+            "terminated": np.zeros(shape, bool),
+            "truncated": np.zeros(shape, bool),
+            "final_obs": zeros(spec.observation_space, *shape),
+            "valid": np.zeros(shape, bool),
+            "time": np.zeros(shape, np.int32),
+        }
+        if self.action_mask is not None:
+            self.rows |= {name: np.ones((*shape, self.action_mask.shape[-1]), bool) for name in ("action_mask", "final_action_mask")}
+        self.num_steps = num_steps
+        self.seconds = {"environment": 0.0, "acting": 0.0}
+
+    def collect(self, acting: PyTree, progress: float, key: jax.Array) -> Rollout:
+        """The next `num_steps` steps. The arrays of the rollout are overwritten by the next call."""
+        space, rows, carry = self.environment.spec.action_space, self.rows, self.carry
+        actions = []
+        for t in range(self.num_steps):
+            began = time.perf_counter()
+            policy_action, self.carry = self.act(acting, self.obs, self.action_mask, self.carry, key, t)
+            action = np.asarray(policy_action)
+            acted = time.perf_counter()
+            write(rows["obs"], t, self.obs)
+            if self.action_mask is not None:
+                rows["action_mask"][t] = self.action_mask
+            step = self.environment.step(to_environment(space, action))
+            self.seconds["acting"] += acted - began
+            self.seconds["environment"] += time.perf_counter() - acted
+            ended = step.terminated | step.truncated
+            actions.append(action)
+            rows["reward"][t], rows["terminated"][t], rows["truncated"][t] = step.reward, step.terminated, step.truncated
+            rows["valid"][t], rows["time"][t] = step.valid, self.time
+            if ended.any():
+                write(rows["final_obs"], t, step.final_obs)
+                if step.final_action_mask is not None:
+                    rows["final_action_mask"][t] = step.final_action_mask
+            self.time = np.where(ended, 0, self.time + step.valid).astype(np.int32)
+            self.obs, self.action_mask = step.obs, step.action_mask
+        return Rollout(
+            **rows,
+            action=np.stack(actions),
+            last_obs=self.obs,
+            last_action_mask=self.action_mask,
+            progress=np.float32(progress),
+            carry=carry,
+        )
+
+    def get_state(self) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
+        """The environment's state with what is to be acted on next; None where the environment cannot give its own."""
+        state = self.environment.get_state()
+        if state is None:
+            return None
+        arrays, info = state
+        own = {"time": self.time, **flat("obs", self.obs)}
+        if self.action_mask is not None:
+            own["action_mask"] = np.asarray(self.action_mask)
+        return {**{f"environment.{name}": array for name, array in arrays.items()}, **own}, info
+
+    def set_state(self, arrays: dict[str, np.ndarray[Any, Any]], info: dict[str, Any]) -> None:
+        """Continue from what `get_state` gave."""
+        prefix = "environment."
+        self.environment.set_state({name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}, info)
+        self.time = arrays["time"].copy()
+        for name, buffer in flat("obs", self.obs).items():
+            buffer[...] = arrays[name]
+        if self.action_mask is not None:
+            self.action_mask = arrays["action_mask"].copy()
+
+
+def write(buffer: Observation, index: int, obs: Observation) -> None:
+    """`buffer[index] = obs` at every leaf."""
+    if isinstance(buffer, dict):
+        for key, leaf in buffer.items():
+            write(leaf, index, obs[key])
+    else:
+        buffer[index] = obs
+
+
+def flat(name: str, obs: Observation) -> dict[str, Array]:
+    """The leaves of an observation by path."""
+    if isinstance(obs, dict):
+        return {path: leaf for key, sub in obs.items() for path, leaf in flat(f"{name}.{key}", sub).items()}
+    return {name: obs}

@@ -1,0 +1,71 @@
+"""Action distributions. Leading axes are free; `log_prob`, `entropy` and `kl_to` return one number per action."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .math.divergences import categorical_kl, gaussian_kl
+
+LOG_TWO_PI = 1.8378770664093453
+# Far below any logit, and finite: minus infinity would turn 0 * log 0 and its gradient into NaN.
+MASKED_LOGIT = -1e9
+
+
+class Categorical(NamedTuple):
+    """A choice among n actions."""
+
+    log_probs: jax.Array  # [..., n], normalised
+
+    @classmethod
+    def from_logits(cls, logits: jax.Array, action_mask: jax.Array | None = None) -> Categorical:
+        """Normalise logits [..., n]; an action whose mask is false has probability 0."""
+        if action_mask is not None:
+            logits = jnp.where(action_mask, logits, MASKED_LOGIT)
+        return cls(jax.nn.log_softmax(logits))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jax.random.categorical(key, self.log_probs)
+
+    def mode(self) -> jax.Array:
+        return jnp.argmax(self.log_probs, axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> jax.Array:
+        return -jnp.sum(jnp.exp(self.log_probs) * self.log_probs, axis=-1)
+
+    def kl_to(self, other: Categorical) -> jax.Array:
+        """KL(self || other)."""
+        return categorical_kl(self.log_probs, other.log_probs)
+
+
+class DiagonalGaussian(NamedTuple):
+    """A vector of independent normals."""
+
+    mean: jax.Array  # [..., A]
+    log_std: jax.Array  # [..., A], or [A]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def mode(self) -> jax.Array:
+        return self.mean
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * (z**2 + LOG_TWO_PI) - self.log_std, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        return jnp.sum(jnp.broadcast_to(0.5 * (1.0 + LOG_TWO_PI) + self.log_std, self.mean.shape), axis=-1)
+
+    def kl_to(self, other: DiagonalGaussian) -> jax.Array:
+        """KL(self || other)."""
+        log_std, other_log_std = (jnp.broadcast_to(d.log_std, self.mean.shape) for d in (self, other))
+        return jnp.sum(gaussian_kl(self.mean, log_std, other.mean, other_log_std), axis=-1)
+
+
+Distribution = Categorical | DiagonalGaussian

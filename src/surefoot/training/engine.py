@@ -1,0 +1,223 @@
+"""The moving parts of a run: collect, learn, check, one iteration at a time, with nothing of files or screens."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..algorithms import of
+from ..collect import HostCollector, scan_rollout, start_stream
+from ..types import EnvironmentSpec, HostEnvironment, PyTree, Rollout
+from .checkpoint import Checkpoint
+from .episodes import Ended, Recent, Running, follow
+from .seeding import key_for, seed_for
+
+
+class NonFiniteError(FloatingPointError):
+    """Something was NaN or infinite. The parameters are those from before it, all finite."""
+
+
+class Result(NamedTuple):
+    """What one iteration gives besides the new state of the learner."""
+
+    metrics: dict[str, jax.Array]
+    ended: Ended
+    finite: jax.Array  # [] bool; where false the learner was left as it was
+
+
+def finite(tree: PyTree) -> jax.Array:
+    """[] whether every float in `tree` is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+class Engine:
+    """An algorithm on an environment. `advance` runs one iteration; `snapshot` and `restore` carry everything across processes."""
+
+    def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
+        self.config, self.spec, self.seed = config, spec, seed
+        self.algorithm = of(config)
+        self.batch_steps = config.num_steps * spec.num_envs
+        if self.batch_steps % config.minibatch_size:
+            raise ValueError(
+                f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {spec.num_envs} environments "
+                f"= {self.batch_steps} transitions; choose a divisor, or change num_steps or the number of environments."
+            )
+        self.iteration = 0
+        self.num_iterations = max(1, -(-total_steps // self.batch_steps))
+        self.learner = jax.jit(partial(self.algorithm.init, config, spec))(key_for(seed, "parameters"))
+        self.running = Running.start(spec.num_envs)
+        self.recent = Recent()
+        self.seconds: dict[str, float] = {}  # of the last iteration, by part
+
+    @property
+    def step(self) -> int:
+        """Environment steps so far."""
+        return self.iteration * self.batch_steps
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration >= self.num_iterations
+
+    def act(self, acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array) -> tuple[jax.Array, PyTree]:
+        return self.algorithm.act(self.config, acting, obs, action_mask, carry, key)
+
+    def learn(self, learner: PyTree, running: Running, rollout: Rollout, index: Any) -> tuple[PyTree, Running, Result]:
+        """The algorithm's update, not taken where it would leave anything non-finite; and the episodes that ended."""
+        key = jax.random.fold_in(key_for(self.seed, "updating"), index)
+        updated, metrics = self.algorithm.update(self.config, learner, rollout, None, key)
+        fine = finite((updated, rollout))
+        updated = jax.tree.map(lambda new, old: jnp.where(fine, new, old), updated, learner)
+        running, ended = follow(running, rollout, discount=self.config.gamma)
+        return updated, running, Result(metrics, ended, fine)
+
+    def advance(self) -> dict[str, Any]:
+        """Run one iteration; its metrics, as numbers (None where there is nothing to report)."""
+        began = time.perf_counter()
+        self.seconds = {}
+        result = self._iterate(np.int32(self.iteration), np.float32(self.iteration / self.num_iterations))
+        result = jax.device_get(result)
+        if not result.finite:
+            self._explain_non_finite(result.metrics)
+        self.iteration += 1
+        self.seconds["total"] = time.perf_counter() - began
+        metrics = {name: _number(value) for name, value in sorted(result.metrics.items())}
+        return {name: _number(value) for name, value in self.recent.take(result.ended).items()} | metrics
+
+    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+        raise NotImplementedError
+
+    def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
+        bad = [f"{name} = {float(value)}" for name, value in metrics.items() if "loss" in name or "norm" in name if not np.isfinite(value)]
+        leaves = ", ".join(bad) or "the updated parameters"
+        raise NonFiniteError(
+            f"Iteration {self.iteration} (after {self.step} steps) was not finite: {leaves}. The step was not taken; "
+            "the parameters are those from before it. Try a smaller learning_rate or max_grad_norm, or normalise_reward=True."
+        )
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """(trees of arrays, JSON) from which `restore` continues to the bit."""
+        return {"learner": self.learner}, {"iteration": self.iteration, "episodes": self.recent.to_json()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from what `snapshot` gave."""
+        self.learner = checkpoint.restore("learner", self.learner)
+        self.iteration = checkpoint.info["iteration"]
+        self.recent.restore(checkpoint.info["episodes"])
+
+    def close(self) -> None:
+        """Release the environments."""
+
+
+class DeviceEngine(Engine):
+    """Environment, policy and update in one compiled call per iteration."""
+
+    def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
+        super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
+        self.environment = environment
+        self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key))(key_for(seed, "environment"))
+        self._collect_program = jax.jit(self._collect)
+        self._program = jax.jit(self._whole_iteration)
+
+    def _collect(self, learner: PyTree, stream: PyTree, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
+        key = jax.random.fold_in(key_for(self.seed, "acting"), index)
+        return scan_rollout(self.environment, partial(self.act, learner.acting), stream, self.config.num_steps, progress, key)
+
+    def _whole_iteration(self, learner: PyTree, stream: PyTree, running: Running, index: Any, progress: Any) -> Any:
+        stream, rollout = self._collect(learner, stream, index, progress)
+        learner, running, result = self.learn(learner, running, rollout, index)
+        return learner, stream, running, result
+
+    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+        learner, stream, running, result = self._program(self.learner, self.stream, self.running, index, progress)
+        if not bool(result.finite):
+            _, rollout = self._collect_program(self.learner, self.stream, index, progress)
+            name_non_finite(rollout)
+        self.learner, self.stream, self.running = learner, stream, running
+        return result
+
+    def time_collecting(self) -> float:
+        """Seconds of environment and acting in an iteration, measured by running that half alone and dropping the result."""
+        arguments = self.learner, self.stream, np.int32(self.iteration), np.float32(0.0)
+        jax.block_until_ready(self._collect_program(*arguments))
+        began = time.perf_counter()
+        jax.block_until_ready(self._collect_program(*arguments))
+        return time.perf_counter() - began
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        trees, info = super().snapshot()
+        return trees | {"environment": self.stream, "running": self.running}, info
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        super().restore(checkpoint)
+        self.stream = checkpoint.restore("environment", self.stream)
+        self.running = checkpoint.restore("running", self.running)
+
+
+class HostEngine(Engine):
+    """A Python loop over the environment with one small compiled call per vector step, and one for the whole update."""
+
+    def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
+        super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
+
+        def act(acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array, index: Any) -> tuple[jax.Array, PyTree]:
+            return self.act(acting, obs, action_mask, carry, jax.random.fold_in(key, index))
+
+        self.collector = HostCollector(environment, jax.jit(act), config.num_steps, seed_for(seed, "environment"))
+        self._program = jax.jit(self.learn)
+        self._acting_key = jax.jit(lambda index: jax.random.fold_in(key_for(seed, "acting"), index))
+
+    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+        self.collector.seconds = {"environment": 0.0, "acting": 0.0}
+        rollout = self.collector.collect(self.learner.acting, progress, self._acting_key(index))
+        began = time.perf_counter()
+        learner, self.running, result = jax.block_until_ready(self._program(self.learner, self.running, rollout, index))
+        self.learner = learner
+        self.seconds = {**self.collector.seconds, "learning": time.perf_counter() - began}
+        return result
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        trees, info = super().snapshot()
+        state = self.collector.get_state()
+        if state is not None:
+            arrays, environment = state
+            trees |= {"environment": arrays, "running": self.running}
+            info["environment"] = environment
+        return trees, info
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        super().restore(checkpoint)
+        if "environment" in checkpoint.info:
+            self.collector.set_state(checkpoint.arrays("environment"), checkpoint.info["environment"])
+            self.running = checkpoint.restore("running", self.running)
+
+    def close(self) -> None:
+        self.collector.environment.close()
+
+
+def name_non_finite(rollout: Rollout) -> None:
+    """Raise for the first NaN or infinity that a device environment gave or was given, naming where it stands."""
+    for name in ("obs", "final_obs", "reward", "action"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(rollout, name)):
+            x = np.asarray(leaf)
+            if np.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
+                t, n, *rest = (int(i) for i in np.argwhere(~np.isfinite(x))[0])
+                raise NonFiniteError(
+                    f"{name}{jax.tree_util.keystr(path)}{rest or ''} of environment {n} at step {t} of the batch is {x[(t, n, *rest)]}. "
+                    "It was not learned from; mend the environment."
+                )
+
+
+def _number(value: Any) -> float | int | None:
+    """A JSON number; None for what is not finite."""
+    if value is None or isinstance(value, int):
+        return value
+    number = float(value)
+    if not np.isfinite(number):
+        return None
+    return int(number) if np.issubdtype(np.asarray(value).dtype, np.integer) else number
