@@ -201,10 +201,11 @@ def _train(argv: list[str]) -> None:
 
 def _resume(argv: list[str]) -> None:
     from . import api
+    from .report.curves import run_directories
 
     options = parse(ResumeOptions, argv, "train")
-    runs = sorted(run.parent for run in options.resume.glob("seed-*/run.json"))
-    if not runs or (options.resume / "run.json").exists():
+    runs = run_directories(options.resume)
+    if runs == [options.resume]:
         _finish(lambda: api.resume(options.resume, checkpoint_seconds=options.checkpoint_seconds))
         return
     more = ["--checkpoint-seconds", str(options.checkpoint_seconds)]
@@ -232,7 +233,8 @@ def _train_seeds(env: str, options: TrainOptions, argv: list[str]) -> None:
 def _show_seeds(directory: Path, runs: list[Path]) -> None:
     from .report.curves import plot
 
-    print(f"runs   {directory}\ncurve  {plot(runs, directory / 'curve.png')}")
+    plot(runs, directory / "curve.png")
+    print(f"runs   {directory}\ncurve  {directory / 'curve.png'}")
 
 
 def without_options(argv: Sequence[str], *names: str) -> list[str]:
@@ -251,11 +253,12 @@ def _eval(argv: list[str]) -> None:
     import numpy as np
 
     from . import api
+    from .report.curves import run_directories
     from .training.session import write_json
     from .training.signals import catch_signals
 
     options = parse(EvalOptions, argv, "eval")
-    runs = sorted(run.parent for run in options.run.glob("seed-*/run.json")) or [options.run]
+    runs = run_directories(options.run)
     with catch_signals() as stop:
         for path in runs:
             results: dict[str, Any] = {"episodes": options.episodes}
@@ -275,8 +278,9 @@ def _plot(argv: list[str]) -> None:
     from .report.curves import plot
 
     options = parse(PlotOptions, argv, "plot")
-    runs = [run for path in options.runs for run in (sorted(seed.parent for seed in path.glob("seed-*/run.json")) or [path])]
-    print(plot(runs, options.out or options.runs[0] / "curve.png"))
+    out = options.out or options.runs[0] / "curve.png"
+    plot(options.runs, out)
+    print(out)
 
 
 def _list(argv: list[str]) -> None:

@@ -47,7 +47,7 @@ def scan_rollout(
     """`num_steps` steps of every environment inside one scan. `act(obs, action_mask, carry, key) -> (action, carry)`."""
 
     def step(stream: Stream, key: jax.Array) -> tuple[Stream, dict[str, Any]]:
-        action, carry = act(stream.obs, None, stream.carry, key)
+        action, carry = act(stream.obs, None, begin_episodes(stream.carry, stream.time), key)
         state, obs, reward, terminated = jax.vmap(environment.step)(stream.state, to_environment(environment.action_space, action))
         obs, elapsed = as_observation(environment, obs), stream.time + 1
         truncated = elapsed >= environment.max_episode_steps
@@ -78,6 +78,11 @@ def scan_rollout(
     return stream, Rollout(**rows, last_obs=stream.obs, progress=progress, carry=start)
 
 
+def begin_episodes(carry: PyTree, time: Array) -> PyTree:
+    """Recurrent state [N, ...] to act from: zeros where an episode begins, which is where time [N] is 0."""
+    return jax.tree.map(lambda x: where_rows(time == 0, jnp.zeros_like(x), x), carry)
+
+
 def where_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """`new` [N, ...] in the rows where `mask` [N] is true, `old` elsewhere; PRNG keys too."""
     return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -87,10 +92,14 @@ class HostCollector:
     """Drives a host environment from Python: one small compiled call for each vector step, rows written into buffers."""
 
     def __init__(self, environment: HostEnvironment, act: Any, num_steps: int, seed: int):
-        """`act(acting, obs, action_mask, carry, key, index) -> (action [N, ...], carry)`, compiled."""
+        """`act(acting, obs, action_mask, carry, key) -> (action [N, ...], carry)`, which is compiled here."""
         spec = environment.spec
         shape = num_steps, spec.num_envs
-        self.environment, self.act = environment, act
+
+        def act_on_row(acting: PyTree, obs: Observation, mask: Any, carry: PyTree, time: Any, key: jax.Array, t: Any) -> Any:
+            return act(acting, obs, mask, begin_episodes(carry, time), jax.random.fold_in(key, t))
+
+        self.environment, self.act = environment, jax.jit(act_on_row)
         self.obs, self.action_mask = environment.reset(seed)
         self.time = np.zeros(spec.num_envs, np.int32)
         self.carry: PyTree = None
@@ -115,7 +124,7 @@ class HostCollector:
         actions = []
         for t in range(self.num_steps):
             began = time.perf_counter()
-            policy_action, self.carry = self.act(acting, self.obs, self.action_mask, self.carry, key, t)
+            policy_action, self.carry = self.act(acting, self.obs, self.action_mask, self.carry, self.time, key, t)
             action = np.asarray(policy_action)
             acted = time.perf_counter()
             write(rows["obs"], t, self.obs)

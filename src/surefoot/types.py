@@ -51,7 +51,7 @@ class Rollout(NamedTuple):
     action_mask: Array | None = None  # [T, N, A] bool
     final_action_mask: Array | None = None  # [T, N, A] bool
     last_action_mask: Array | None = None  # [N, A] bool
-    carry: PyTree = None  # [N, ...] recurrent state before the first row
+    carry: PyTree = None  # [N, ...] recurrent state before the first row; acting starts from zeros instead wherever `time` is 0
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,13 @@ def optimiser(config: PPO) -> optax.GradientTransformation:
 
 
 def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
-    """Parameters, optimiser and statistics before the first step."""
+    """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
+    batch = config.num_steps * spec.num_envs
+    if batch % config.minibatch_size:
+        raise ValueError(
+            f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {spec.num_envs} environments "
+            f"= {batch} transitions; choose a divisor, or change num_steps or the number of environments."
+        )
     actor_key, critic_key = jax.random.split(key)
     shape = {"hidden": config.hidden, "activation": config.activation}
     actor = Actor(config.network, spec.observation_space, spec.action_space, actor_key, **shape)

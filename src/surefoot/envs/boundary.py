@@ -129,6 +129,7 @@ def _bounds(space: spaces.Space[Any], dtype: np.dtype[Any]) -> tuple[np.ndarray[
     elif isinstance(space, spaces.MultiBinary):
         low, high = np.zeros(space.shape), np.ones(space.shape)
     else:
+        assert isinstance(space, spaces.Box)
         low, high = space.low, space.high
     if dtype.kind == "f":  # rounded as the rows are, so that a value at its bound stays inside
         with np.errstate(over="ignore"):
@@ -165,8 +166,8 @@ class ObservationRows:
         """A copy of every leaf of one row."""
         return [leaf.rows[index].copy() for leaf in self.leaves]
 
-    def copy_rows(self, source: ObservationRows, rows: np.ndarray[Any, Any]) -> None:
-        """The rows where `rows` [N] is true become those of `source`."""
+    def copy_rows(self, source: ObservationRows, rows: int | np.ndarray[Any, Any]) -> None:
+        """Row number `rows`, or the rows where `rows` [N] is true, become those of `source`."""
         for leaf, other in zip(self.leaves, source.leaves, strict=True):
             leaf.rows[rows] = other.rows[rows]
 
@@ -212,11 +213,10 @@ class MaskRows:
                 f"the action mask is {describe(mask)}; expected {self.rows.shape[1]} entries, 1 for a legal action and 0 for another",
                 index,
             )
-        if not array.any():
-            if has_future:
-                raise EnvironmentFault("no legal action: the action mask is all zeros", index)
-            array = True
-        self.rows[index] = array
+        is_empty = not array.any()
+        if is_empty and has_future:
+            raise EnvironmentFault("no legal action: the action mask is all zeros", index)
+        self.rows[index] = True if is_empty else array
 
 
 def checked_reward(reward: Any) -> Any:
@@ -306,6 +306,12 @@ class Boundary:
         self.valid[rows] = False
         self.reward[rows] = 0.0
         self.terminated[rows] = self.truncated[rows] = False
+
+    def keep_final(self, rows: int | np.ndarray[Any, Any]) -> None:
+        """What stands in `rows` (a number, or [N] bool) is the last of its episode; a new one is about to be written over it."""
+        self.final_obs.copy_rows(self.obs, rows)
+        if self.mask is not None and self.final_mask is not None:
+            self.final_mask.rows[rows] = self.mask.rows[rows]
 
     def check(self, has_ended: bool) -> None:
         """Refuse rows that are not finite; warn, once, of an observation outside its space."""

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..types import EnvironmentSpec, HostEnvironment, Observation
-from .boundary import EnvironmentFault, EnvironmentWarning
+from .boundary import EnvironmentWarning
 from .gymnasium import gymnasium_environment
 
 NUM_REPLAYED = 200  # steps that are taken a second time, to see whether the seed decides everything
@@ -42,14 +42,14 @@ class Play(NamedTuple):
 def check(env: Any, num_steps: int = 1000, seed: int = 0) -> list[Finding]:
     """What is wrong or noteworthy about `env` (all that `gymnasium_environment` takes), most serious first.
 
-    One stream plays random legal actions for `num_steps` steps (a `VectorEnv`: all of its streams).
+    One stream plays random legal actions for `num_steps` steps (a `VectorEnv`: all of its streams), and is closed afterwards.
     """
     findings: list[Finding] = []
     host: HostEnvironment | None = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EnvironmentWarning)
         try:
-            host = gymnasium_environment(env, getattr(env, "num_envs", 1))
+            host = gymnasium_environment(env, num_envs=None)
             play = random_play(host, num_steps, seed)
             findings += [*_about_rewards(play), *_about_episodes(play), *_about_observations(play), *_about_running(host.spec, play)]
             findings += _about_repeating(host, play, seed)
@@ -137,6 +137,8 @@ def _about_rewards(play: Play) -> Iterator[Finding]:
             f"Every step has the reward {low:g}, and no two episodes differ in length: nothing that was done made a difference.",
             "Give a reward that random play sometimes changes; where success is rare, reward progress towards it.",
         )
+    elif low == high == 0.0:
+        yield Finding("note", "Random play saw no reward but 0.", "Where success is that rare, reward progress towards it.")
     elif deviation > 10.0 or max(abs(low), abs(high)) > 100.0:
         yield Finding(
             "note",
@@ -212,6 +214,3 @@ def _about_repeating(host: HostEnvironment, play: Play, seed: int) -> Iterator[F
             f"The same seed and actions give something else at step {first}, so a run cannot be repeated.",
             "Call super().reset(seed=seed) in reset, draw from self.np_random only, and keep nothing from one seeded reset to the next.",
         )
-
-
-__all__ = ["EnvironmentFault", "Finding", "check", "print_findings"]

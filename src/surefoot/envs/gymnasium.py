@@ -11,7 +11,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ from gymnasium.vector import VectorEnv
 
 from .. import spaces
 from ..types import HostEnvironment, Observation, Step
-from . import snapshot
+from . import environment_name, snapshot
 from .boundary import (
     FLAG_TYPES,
     OLD_GYM,
@@ -71,8 +71,8 @@ class SerialEnvironment:
             for kind in ("observation_space", "action_space"):
                 if getattr(env, kind) != getattr(first, kind):
                     raise ValueError(
-                        f"{name}: the {kind} of environment {index} is {getattr(env, kind)}, that of environment 0 is {getattr(first, kind)}; "
-                        "environments that run together need equal spaces."
+                        f"{name}: the {kind} of environment {index} is {getattr(env, kind)}, that of environment 0 is "
+                        f"{getattr(first, kind)}; environments that run together need equal spaces."
                     )
 
     def _probe(self, name: str) -> None:
@@ -109,7 +109,7 @@ class SerialEnvironment:
         index = 0
         try:
             for index, env in enumerate(self._envs):
-                self._take_first(index, reset_result(env.reset(seed=boundary.seeds[index])))
+                self._take(index, *reset_result(env.reset(seed=boundary.seeds[index])))
         except Exception as error:
             boundary.fail_with(index, error)
         boundary.check(has_ended=False)
@@ -119,39 +119,32 @@ class SerialEnvironment:
         """Take `action` [N, ...]. Rows that ended hold the next episode's first observation; `valid` is true in all."""
         boundary = self._boundary
         boundary.num_steps += 1
-        write, reward_rows, terminated_rows, truncated_rows = boundary.obs.write, boundary.reward, boundary.terminated, boundary.truncated
-        mask_source, has_ended, index = self._mask_source, False, 0
         actions = boundary.actions(action)
+        has_ended, index = False, 0
         try:
             for index, env in enumerate(self._envs):
                 obs, reward, terminated, truncated, info = step_result(env.step(actions[index]))
-                reward_rows[index] = reward if type(reward) in REWARD_TYPES else checked_reward(reward)
-                terminated_rows[index] = terminated = (
-                    terminated if type(terminated) in FLAG_TYPES else checked_flag("terminated", terminated)
-                )
-                truncated_rows[index] = truncated = truncated if type(truncated) in FLAG_TYPES else checked_flag("truncated", truncated)
+                if type(terminated) not in FLAG_TYPES or type(truncated) not in FLAG_TYPES:
+                    terminated, truncated = checked_flag("terminated", terminated), checked_flag("truncated", truncated)
+                boundary.reward[index] = reward if type(reward) in REWARD_TYPES else checked_reward(reward)
+                boundary.terminated[index] = terminated
+                boundary.truncated[index] = truncated
+                self._take(index, obs, info, has_future=not terminated)
                 if terminated or truncated:
                     has_ended = True
-                    boundary.final_obs.write(index, obs)
-                    if mask_source is not None:
-                        mask = (obs if mask_source == "obs" else info).get("action_mask")
-                        boundary.final_mask.write(index, mask, has_future=not terminated)  # type: ignore[union-attr]
-                    self._take_first(index, reset_result(env.reset()))
-                else:
-                    write(index, obs)
-                    if mask_source is not None:
-                        boundary.mask.write(index, (obs if mask_source == "obs" else info).get("action_mask"))  # type: ignore[union-attr]
+                    boundary.keep_final(index)
+                    self._take(index, *reset_result(env.reset()))
         except Exception as error:
             boundary.fail_with(index, error)
         boundary.check(has_ended)
         return boundary.step()
 
-    def _take_first(self, index: int, answer: tuple[Any, dict[str, Any]]) -> None:
-        """Store the first observation of an episode, and its mask."""
-        obs, info = answer
-        self._boundary.obs.write(index, obs)
-        if self._mask_source is not None:
-            self._boundary.mask.write(index, (obs if self._mask_source == "obs" else info).get("action_mask"))  # type: ignore[union-attr]
+    def _take(self, index: int, obs: Any, info: dict[str, Any], has_future: bool = True) -> None:
+        """Store what stream `index` is to act on next."""
+        boundary = self._boundary
+        boundary.obs.write(index, obs)
+        if boundary.mask is not None:
+            boundary.mask.write(index, (obs if self._mask_source == "obs" else info).get("action_mask"), has_future)
 
     def get_state(self) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:
         """Everything `set_state` needs to go on bit for bit; None unless `spec.resume` is "exact"."""
@@ -183,40 +176,39 @@ class SerialEnvironment:
                 stack.callback(env.close)
 
 
-def gymnasium_environment(env: str | Env | VectorEnv[Any, Any, Any] | Callable[[], Any], num_envs: int) -> HostEnvironment:
+def gymnasium_environment(env: str | Env | VectorEnv[Any, Any, Any] | Callable[[], Any], num_envs: int | None) -> HostEnvironment:
     """N streams of `env`: a Gymnasium id, "module:Id-v0", "module:factory", a callable, or a `VectorEnv` (or a callable giving one).
+
+    `num_envs` None takes a `VectorEnv` as large as it is, and one of any other.
 
     Raises ValueError, with the nearest registered ids, where there is no such environment, and where a package is missing.
     """
-    if num_envs < 1:
+    if num_envs is not None and num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; at least one environment is needed.")
     if isinstance(env, str):
         return _from_maker(_maker(env), num_envs, env)
-    if isinstance(env, VectorEnv):
-        return _from_maker(lambda: env, num_envs, str(env))
-    if isinstance(env, gymnasium.Env):
-        if num_envs > 1:
-            raise ValueError(
-                f"{env} is one environment, and {num_envs} are to run; give an id, or a function that builds a new one at each call."
-            )
-        return _from_maker(lambda: env, 1, str(env))
+    if isinstance(env, gymnasium.Env) and num_envs not in (None, 1):
+        raise ValueError(
+            f"{env} is one environment, and {num_envs} are to run; give an id, or a function that builds a new one at each call."
+        )
+    if isinstance(env, (gymnasium.Env, VectorEnv)):
+        return _from_maker(lambda: env, num_envs, environment_name(env))
     if callable(env):
-        return _from_maker(env, num_envs, f"{getattr(env, '__module__', '?')}:{getattr(env, '__qualname__', type(env).__name__)}")
+        return _from_maker(env, num_envs, environment_name(env))
     raise ValueError(
         f"the environment is {describe(env)}; give a Gymnasium id, 'module:factory', a function that builds one, or a VectorEnv."
     )
 
 
-def _from_maker(make: Callable[[], Any], num_envs: int, name: str) -> HostEnvironment:
+def _from_maker(make: Callable[[], Any], num_envs: int | None, name: str) -> HostEnvironment:
     with quiet():
         first = _build(make, name)
         if isinstance(first, VectorEnv):
-            if first.num_envs != num_envs:
-                first.close()
+            if num_envs not in (None, first.num_envs):
                 raise ValueError(f"{name} holds {first.num_envs} environments, and num_envs is {num_envs}; make them equal.")
             return VectorEnvironment(first, name)
         waiting = [first]
-        return SerialEnvironment(lambda: waiting.pop() if waiting else make(), num_envs, name)
+        return SerialEnvironment(lambda: waiting.pop() if waiting else make(), num_envs or 1, name)
 
 
 def _maker(name: str) -> Callable[[], Any]:
@@ -224,11 +216,11 @@ def _maker(name: str) -> Callable[[], Any]:
     module_name, _, attribute = name.rpartition(":")
     if module_name:
         try:
-            factory = getattr(importlib.import_module(module_name), attribute, None)
+            factory: Any = getattr(importlib.import_module(module_name), attribute, None)
         except ModuleNotFoundError as error:
             raise ValueError(f"{name!r}: {error}; the part before the colon must be a module that Python can import from here.") from error
         if callable(factory):
-            return factory
+            return cast("Callable[[], Any]", factory)
     return lambda: gymnasium.make(name, disable_env_checker=True)
 
 
@@ -237,7 +229,7 @@ def _build(make: Callable[[], Any], name: str) -> Any:
     try:
         env = make()
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        near = difflib.get_close_matches(name, gymnasium.registry, n=3)
+        near = difflib.get_close_matches(name.rpartition(":")[2], gymnasium.registry, n=3)
         near_text = f" Did you mean {' or '.join(near)}?" if near else ""
         atari = ' Atari games need another package: pip install "gymnasium[atari]".' if name.startswith("ALE/") else ""
         raise ValueError(

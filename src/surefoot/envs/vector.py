@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from .. import spaces
 from ..types import Observation, Step
-from .boundary import Boundary, EnvironmentFault, MaskRows, first_reset, reset_result, split_mask, step_result, stream_seeds, without_tuples
+from .boundary import Boundary, EnvironmentFault, first_reset, reset_result, split_mask, step_result, stream_seeds, without_tuples
 
 
 class VectorEnvironment:
@@ -39,12 +39,13 @@ class VectorEnvironment:
     def reset(self, seed: int) -> tuple[Observation, np.ndarray[Any, Any] | None]:
         """Begin every stream anew: (observation [N, ...], action mask [N, A] or None)."""
         boundary = self._boundary
-        boundary.begin(stream_seeds(seed, boundary.num_envs))
-        self._ended[:] = False
+        seeds = stream_seeds(seed, boundary.num_envs)
         # Only these two are known to take a seed for each stream, and then agree with `SerialEnvironment`.
         takes_list = isinstance(self._env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+        boundary.begin(seeds if takes_list else [])
+        self._ended[:] = False
         try:
-            obs, infos = reset_result(self._env.reset(seed=boundary.seeds if takes_list else boundary.seeds[0]))  # type: ignore[arg-type]
+            obs, infos = reset_result(self._env.reset(seed=seeds if takes_list else seeds[0]))  # type: ignore[arg-type]
             self._take(obs, infos)
         except Exception as error:
             boundary.fail_with(None, error)
@@ -63,17 +64,13 @@ class VectorEnvironment:
                 boundary.invalidate(self._ended)
             self._ended = ended = boundary.terminated | boundary.truncated
             if self._mode is AutoresetMode.SAME_STEP:
+                self._keep_final(infos, ended)
                 self._take(obs, infos)
-                self._take_final(infos, ended)
             else:  # what was returned is the true successor, in every row
-                boundary.final_obs.write_all(obs)
-                self._write_masks(boundary.final_mask, obs, infos, ended, ~boundary.terminated)
+                self._take(obs, infos, has_future=~boundary.terminated)
+                boundary.keep_final(np.ones_like(ended))
                 if self._mode is AutoresetMode.DISABLED and ended.any():
                     self._reset_rows(ended)
-                    boundary.obs.copy_rows(boundary.final_obs, ~ended)
-                    self._write_masks(boundary.mask, obs, infos, ~ended)
-                else:
-                    self._take(obs, infos, has_future=~boundary.terminated)
         except Exception as error:
             boundary.fail_with(None, error)
         boundary.check(bool(ended.any()))
@@ -82,40 +79,34 @@ class VectorEnvironment:
     def _take(self, obs: Any, infos: dict[str, Any], has_future: np.ndarray[Any, Any] | None = None) -> None:
         """Store what to act on next, in every row."""
         self._boundary.obs.write_all(obs)
-        self._write_masks(self._boundary.mask, obs, infos, np.ones(self._boundary.num_envs, bool), has_future)
+        self._write_masks(obs if self._mask_source == "obs" else infos, np.ones(self._boundary.num_envs, bool), has_future)
 
-    def _take_final(self, infos: dict[str, Any], ended: np.ndarray[Any, Any]) -> None:
+    def _keep_final(self, infos: dict[str, Any], ended: np.ndarray[Any, Any]) -> None:
         """SAME_STEP: the true successors are in the infos of the step that reset."""
         for index in np.flatnonzero(ended).tolist():
             if "final_obs" not in infos or not infos.get("_final_obs", ended)[index]:
                 raise EnvironmentFault(
-                    "its episode ended, but infos['final_obs'], promised by SAME_STEP, lacks its last observation", index
+                    "its episode ended, but infos['final_obs'], which SAME_STEP promises, lacks its last observation", index
                 )
             # An object array of observations, or the batched observation.
             final_obs = jax.tree.map(lambda leaf, row=index: leaf[row], infos["final_obs"])
-            self._boundary.final_obs.write(index, final_obs)
-            if self._boundary.final_mask is not None:
-                mask = final_obs["action_mask"] if self._mask_source == "obs" else _mask_of(infos.get("final_info", {}), index)
-                self._boundary.final_mask.write(index, mask, has_future=not self._boundary.terminated[index])
+            self._boundary.obs.write(index, final_obs)
+            if self._boundary.mask is not None:
+                mask = final_obs.get("action_mask") if self._mask_source == "obs" else _mask_of(infos.get("final_info", {}), index)
+                self._boundary.mask.write(index, mask, has_future=not self._boundary.terminated[index])
+            self._boundary.keep_final(index)
 
     def _reset_rows(self, ended: np.ndarray[Any, Any]) -> None:
         """DISABLED: begin the next episode in the rows that ended."""
         obs, infos = reset_result(self._env.reset(options={"reset_mask": ended.copy()}))
         self._boundary.obs.write_all(obs)
-        self._write_masks(self._boundary.mask, obs, infos, ended)
+        self._boundary.obs.copy_rows(self._boundary.final_obs, ~ended)
+        self._write_masks(obs if self._mask_source == "obs" else infos, ended)
 
-    def _write_masks(
-        self,
-        masks: MaskRows | None,
-        obs: Any,
-        infos: dict[str, Any],
-        rows: np.ndarray[Any, Any],
-        has_future: np.ndarray[Any, Any] | None = None,
-    ) -> None:
-        if masks is not None:
-            source = obs if self._mask_source == "obs" else infos
+    def _write_masks(self, source: dict[str, Any], rows: np.ndarray[Any, Any], has_future: np.ndarray[Any, Any] | None = None) -> None:
+        if self._boundary.mask is not None:
             for index in np.flatnonzero(rows).tolist():
-                masks.write(index, _mask_of(source, index), has_future is None or bool(has_future[index]))
+                self._boundary.mask.write(index, _mask_of(source, index), has_future is None or bool(has_future[index]))
 
     def get_state(self) -> None:
         """None: a `VectorEnv` cannot give its state."""

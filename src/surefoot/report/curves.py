@@ -36,14 +36,18 @@ class Experiment(NamedTuple):
     curves: list[Curve]
 
 
-def plot(runs: Sequence[str | Path], out: str | Path) -> None:
-    """Draw the learning curves of run directories, or of directories of seeds, into one picture: PNG, SVG or PDF by its name.
+def plot(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Draw the learning curves of run directories, or of directories of seeds, into one picture, and return where it is.
+
+    Args:
+        out: its ending chooses PNG, SVG or PDF.
 
     Raises:
         ValueError: a directory that holds no run, or another kind of picture.
     """
     directories = dict.fromkeys(run.resolve() for path in runs for run in run_directories(Path(path)))
     draw(experiments(list(directories))).savefig(out, dpi=160)
+    return Path(out)
 
 
 def run_directories(path: Path) -> list[Path]:

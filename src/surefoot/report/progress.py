@@ -27,6 +27,7 @@ class Progress:
         self.live = (
             Live(console=self.console, refresh_per_second=8, transient=True) if self.console.is_terminal and not self.quiet else None
         )
+        self.printed_step = -1
         self.printed = self.measured = -float("inf")
         self.collecting: float | None = None  # seconds of an iteration, of a device environment
         self.report: Report | None = None
@@ -60,7 +61,7 @@ class Progress:
         if self.live:
             self.live.stop()
         if self.report is not None:
-            if self.printed != self.report.step:
+            if self.printed_step != self.report.step:
                 self._print(self._line(self.report))
             seconds = self.report.metrics["time/seconds"]
             self._print(f"{'stopped' if error else 'done'} after {self.report.step:,} steps in {_clock(seconds)}")
@@ -81,12 +82,9 @@ class Progress:
             self.collecting, self.measured = self.session.engine.time_collecting(), time.monotonic()
         if self.live:
             self.live.update(Spinner("dots", self._line(report)))
-        elif now - self.printed_time() >= PLAIN_SECONDS:
+        elif now - self.printed >= PLAIN_SECONDS:
             self._print(self._line(report))
-            self.printed, self.time = report.step, now
-
-    def printed_time(self) -> float:
-        return getattr(self, "time", -float("inf"))
+            self.printed, self.printed_step = now, report.step
 
     def _line(self, report: Report) -> str:
         engine, metrics = self.session.engine, report.metrics

@@ -43,14 +43,11 @@ class Engine:
         self.config, self.spec, self.seed = config, spec, seed
         self.algorithm = of(config)
         self.batch_steps = config.num_steps * spec.num_envs
-        if self.batch_steps % config.minibatch_size:
-            raise ValueError(
-                f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {spec.num_envs} environments "
-                f"= {self.batch_steps} transitions; choose a divisor, or change num_steps or the number of environments."
-            )
         self.iteration = 0
         self.num_iterations = max(1, -(-total_steps // self.batch_steps))
         self.learner = jax.jit(partial(self.algorithm.init, config, spec))(key_for(seed, "parameters"))
+        # Arguments of the compiled programs and not constants in them, so that every seed runs the same program.
+        self.acting_key, self.updating_key = key_for(seed, "acting"), key_for(seed, "updating")
         self.running = Running.start(spec.num_envs)
         self.recent = Recent()
         self.seconds: dict[str, float] = {}  # of the last iteration, by part
@@ -67,10 +64,9 @@ class Engine:
     def act(self, acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array) -> tuple[jax.Array, PyTree]:
         return self.algorithm.act(self.config, acting, obs, action_mask, carry, key)
 
-    def learn(self, learner: PyTree, running: Running, rollout: Rollout, index: Any) -> tuple[PyTree, Running, Result]:
+    def learn(self, learner: PyTree, running: Running, rollout: Rollout, key: jax.Array, index: Any) -> tuple[PyTree, Running, Result]:
         """The algorithm's update, not taken where it would leave anything non-finite; and the episodes that ended."""
-        key = jax.random.fold_in(key_for(self.seed, "updating"), index)
-        updated, metrics = self.algorithm.update(self.config, learner, rollout, None, key)
+        updated, metrics = self.algorithm.update(self.config, learner, rollout, None, jax.random.fold_in(key, index))
         fine = finite((updated, rollout))
         updated = jax.tree.map(lambda new, old: jnp.where(fine, new, old), updated, learner)
         running, ended = follow(running, rollout, discount=self.config.gamma)
@@ -86,8 +82,9 @@ class Engine:
             self._explain_non_finite(result.metrics)
         self.iteration += 1
         self.seconds["total"] = time.perf_counter() - began
-        metrics = {name: _number(value) for name, value in sorted(result.metrics.items())}
-        return {name: _number(value) for name, value in self.recent.take(result.ended).items()} | metrics
+        episodes = self.recent.take(result.ended)
+        assert not episodes.keys() & result.metrics.keys(), f"{self.algorithm.name} reports what the engine reports"
+        return {name: _number(value) for name, value in {**episodes, **dict(sorted(result.metrics.items()))}.items()}
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
         raise NotImplementedError
@@ -124,26 +121,29 @@ class DeviceEngine(Engine):
         self._collect_program = jax.jit(self._collect)
         self._program = jax.jit(self._whole_iteration)
 
-    def _collect(self, learner: PyTree, stream: PyTree, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
-        key = jax.random.fold_in(key_for(self.seed, "acting"), index)
-        return scan_rollout(self.environment, partial(self.act, learner.acting), stream, self.config.num_steps, progress, key)
+    def _collect(self, learner: PyTree, stream: PyTree, key: jax.Array, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
+        act = partial(self.act, learner.acting)
+        return scan_rollout(self.environment, act, stream, self.config.num_steps, progress, jax.random.fold_in(key, index))
 
-    def _whole_iteration(self, learner: PyTree, stream: PyTree, running: Running, index: Any, progress: Any) -> Any:
-        stream, rollout = self._collect(learner, stream, index, progress)
-        learner, running, result = self.learn(learner, running, rollout, index)
+    def _whole_iteration(
+        self, learner: PyTree, stream: PyTree, running: Running, acting_key: jax.Array, updating_key: jax.Array, index: Any, progress: Any
+    ) -> Any:
+        stream, rollout = self._collect(learner, stream, acting_key, index, progress)
+        learner, running, result = self.learn(learner, running, rollout, updating_key, index)
         return learner, stream, running, result
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
-        learner, stream, running, result = self._program(self.learner, self.stream, self.running, index, progress)
+        keys = self.acting_key, self.updating_key
+        learner, stream, running, result = self._program(self.learner, self.stream, self.running, *keys, index, progress)
         if not bool(result.finite):
-            _, rollout = self._collect_program(self.learner, self.stream, index, progress)
+            _, rollout = self._collect_program(self.learner, self.stream, self.acting_key, index, progress)
             name_non_finite(rollout)
         self.learner, self.stream, self.running = learner, stream, running
         return result
 
     def time_collecting(self) -> float:
         """Seconds of environment and acting in an iteration, measured by running that half alone and dropping the result."""
-        arguments = self.learner, self.stream, np.int32(self.iteration), np.float32(0.0)
+        arguments = self.learner, self.stream, self.acting_key, np.int32(self.iteration), np.float32(0.0)
         jax.block_until_ready(self._collect_program(*arguments))
         began = time.perf_counter()
         jax.block_until_ready(self._collect_program(*arguments))
@@ -164,19 +164,16 @@ class HostEngine(Engine):
 
     def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
-
-        def act(acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array, index: Any) -> tuple[jax.Array, PyTree]:
-            return self.act(acting, obs, action_mask, carry, jax.random.fold_in(key, index))
-
-        self.collector = HostCollector(environment, jax.jit(act), config.num_steps, seed_for(seed, "environment"))
+        self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
         self._program = jax.jit(self.learn)
-        self._acting_key = jax.jit(lambda index: jax.random.fold_in(key_for(seed, "acting"), index))
+        self._fold_in = jax.jit(jax.random.fold_in)
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
         self.collector.seconds = {"environment": 0.0, "acting": 0.0}
-        rollout = self.collector.collect(self.learner.acting, progress, self._acting_key(index))
+        rollout = self.collector.collect(self.learner.acting, progress, self._fold_in(self.acting_key, index))
         began = time.perf_counter()
-        learner, self.running, result = jax.block_until_ready(self._program(self.learner, self.running, rollout, index))
+        # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
+        learner, self.running, result = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, index))
         self.learner = learner
         self.seconds = {**self.collector.seconds, "learning": time.perf_counter() - began}
         return result

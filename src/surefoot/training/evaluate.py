@@ -32,16 +32,18 @@ def evaluate(
     `poll` is called between chunks and may raise.
     """
     episodes = whole_number("episodes", episodes, minimum=1)
-    environment, spec = make(env, episodes)
+    environment, _ = make(env, host_streams(episodes))
     if is_device(environment):
         return _evaluate_device(policy, environment, episodes, deterministic, seed, poll)
-    if episodes > 16:  # a host environment costs memory and time to make; few of them play several episodes each
-        environment.close()
-        environment, spec = make(env, next(n for n in range(16, 0, -1) if episodes % n == 0))
     try:
-        return _evaluate_host(policy, environment, episodes // spec.num_envs, deterministic, seed, poll)
+        return _evaluate_host(policy, environment, episodes, deterministic, seed, poll)
     finally:
         environment.close()
+
+
+def host_streams(episodes: int) -> int:
+    """How many host environments play `episodes` episodes in equal shares: they cost time and memory to make."""
+    return next(n for n in range(16, 0, -1) if episodes % n == 0)
 
 
 def _act(policy: Policy, deterministic: bool) -> Callable[..., Any]:
@@ -57,17 +59,17 @@ def _evaluate_device(
     act = _act(policy, deterministic)
 
     @jax.jit
-    def chunk(acting: PyTree, stream: PyTree, running: Running, index: Any) -> Any:
-        key = jax.random.fold_in(key_for(seed, "evaluation actions"), index)
+    def chunk(acting: PyTree, stream: PyTree, running: Running, key: jax.Array) -> Any:
         stream, rollout = scan_rollout(environment, partial(act, acting), stream, CHUNK, jnp.float32(1.0), key)
         running, ended = follow(running, rollout, discount=1.0)
         first = jnp.argmax(ended.here, axis=0)
         return stream, running, jnp.any(ended.here, axis=0), jnp.take_along_axis(ended.episode_return, first[None], axis=0)[0]
 
+    action_key = key_for(seed, "evaluation actions")
     stream = jax.jit(lambda key: start_stream(environment, episodes, key))(key_for(seed, "evaluation"))
     running, returns = Running.start(episodes), np.full(episodes, np.nan)
     for index in range(MAX_STEPS // CHUNK):
-        stream, running, over, episode_return = chunk(policy.acting, stream, running, np.int32(index))
+        stream, running, over, episode_return = chunk(policy.acting, stream, running, jax.random.fold_in(action_key, index))
         returns = np.where(np.isnan(returns) & np.asarray(over), np.asarray(episode_return, np.float64), returns)
         if not np.isnan(returns).any():
             return returns
@@ -76,12 +78,12 @@ def _evaluate_device(
 
 
 def _evaluate_host(
-    policy: Policy, environment: HostEnvironment, quota: int, deterministic: bool, seed: int, poll: Callable[[], None]
+    policy: Policy, environment: HostEnvironment, episodes: int, deterministic: bool, seed: int, poll: Callable[[], None]
 ) -> np.ndarray[Any, Any]:
     act = _act(policy, deterministic)
-    compiled = jax.jit(lambda acting, obs, mask, carry, key, index: act(acting, obs, mask, carry, jax.random.fold_in(key, index)))
-    collector = HostCollector(environment, compiled, CHUNK, seed_for(seed, "evaluation"))
+    collector = HostCollector(environment, act, CHUNK, seed_for(seed, "evaluation"))
     total = np.zeros(environment.spec.num_envs)
+    quota = -(-episodes // len(total))
     returns: list[list[float]] = [[] for _ in total]
     for index in range(MAX_STEPS // CHUNK):
         rollout = collector.collect(policy.acting, 1.0, jax.random.fold_in(key_for(seed, "evaluation actions"), index))
@@ -91,7 +93,7 @@ def _evaluate_host(
                 returns[n].append(float(total[n]))
                 total[n] = 0.0
         if all(len(of_stream) >= quota for of_stream in returns):
-            return np.array([of_stream[:quota] for of_stream in returns]).ravel()
+            return np.array([of_stream[:quota] for of_stream in returns]).ravel()[:episodes]
         poll()
     raise _no_end()
 

@@ -78,21 +78,22 @@ def describe(config: Any, spec: EnvironmentSpec) -> dict[str, Any]:
     """Algorithm, configuration and spaces as JSON."""
     return {
         "algorithm": of(config).name,
-        "config": dataclasses.asdict(config),
+        "config": {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()},
         "environment": spec.name,
         "observation_space": to_json(spec.observation_space),
         "action_space": to_json(spec.action_space),
         "has_action_mask": spec.has_action_mask,
+        "num_envs": spec.num_envs,
     }
 
 
-def undescribe(info: dict[str, Any], num_envs: int = 1) -> tuple[Algorithm, Any, EnvironmentSpec]:
+def undescribe(info: dict[str, Any]) -> tuple[Algorithm, Any, EnvironmentSpec]:
     """What `describe` described; CheckpointError where it does not make sense."""
     try:
         algorithm = named(info["algorithm"])
         config = algorithm.config(**info["config"])
         spaces = from_json(info["observation_space"]), from_json(info["action_space"])
-        return algorithm, config, EnvironmentSpec(str(info["environment"]), *spaces, num_envs, bool(info["has_action_mask"]))
+        return algorithm, config, EnvironmentSpec(str(info["environment"]), *spaces, int(info["num_envs"]), bool(info["has_action_mask"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"The description of the policy makes no sense here: {error}") from error
 

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -71,7 +71,7 @@ class Session:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "machine": {
-                "processor": platform.processor() or platform.machine(),
+                "processor": platform.machine(),
                 "cores": os.cpu_count(),
                 "device": jax.devices()[0].device_kind,
             },
@@ -89,17 +89,16 @@ class Session:
     def resume(cls, path: Path, env: Any = None) -> Session:
         """Continue the run in `path` from its newest valid checkpoint, or from the start where it has none yet."""
         record = read_record(path)
-        _, config, spec = undescribe(record, record["num_envs"])
+        _, config, spec = undescribe(record)
         if config.network != "mlp":
             find_factory(config.network, import_module=True)
         session = cls(path, record, config, spec.name if env is None else env)
         now = describe(config, session.spec)
         if differences := [f"{key}: {record[key]} in the run, {now[key]} now" for key in now if record[key] != now[key]]:
             session.close()
-            raise CheckpointError(f"{path} belongs to another environment: " + "; ".join(differences))
-        if changed := [
-            f"{name} {old} -> {versions().get(name)}" for name, old in record["versions"].items() if old != versions().get(name)
-        ]:
+            raise CheckpointError(f"{path} is a run on another environment: " + "; ".join(differences))
+        installed = versions()
+        if changed := [f"{name} {was} -> {installed.get(name)}" for name, was in record["versions"].items() if installed.get(name) != was]:
             warnings.warn(f"other versions than at the start, so the bits may differ: {', '.join(changed)}", stacklevel=2)
         checkpoint = newest(path / "checkpoints")
         if checkpoint is not None:
@@ -211,10 +210,8 @@ def create_directory(out: str | Path | None, name: str) -> Path:
 def remove_empty(path: Path) -> None:
     """Remove a directory that a run could not be started in, unless something else is in it."""
     (path / "lock").unlink(missing_ok=True)
-    try:
+    with suppress(OSError):
         path.rmdir()
-    except OSError:
-        pass
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

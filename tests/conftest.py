@@ -1,0 +1,27 @@
+"""What every test shares: one compilation cache for all processes, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Programs are compiled once for the whole suite, in this process and in those it starts.
+CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parent.parent / ".pytest_cache" / "home")))
+
+
+@pytest.fixture
+def surefoot(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `surefoot ARGUMENTS` in a process of its own, in an empty directory; the exit code must be as given."""
+
+    def run(*arguments: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "surefoot", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=options.pop("cwd", tmp_path), timeout=300, check=False, **options)
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
