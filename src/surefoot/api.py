@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .envs import NUM_ENVS
 from .report.curves import plot
 from .report.progress import Progress
 from .training.cache import use_compilation_cache
@@ -50,7 +51,7 @@ def iterate(
     *,
     steps: float = 1_000_000,
     seed: int = 0,
-    num_envs: int = 8,
+    num_envs: int = NUM_ENVS,
     preset: bool = True,
     out: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -83,7 +84,7 @@ def train(
     *,
     steps: float = 1_000_000,
     seed: int = 0,
-    num_envs: int = 8,
+    num_envs: int = NUM_ENVS,
     preset: bool = True,
     out: str | Path | None = None,
     checkpoint_seconds: float = 60.0,

@@ -7,12 +7,15 @@ import dataclasses
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
+
+from .envs import NUM_ENVS
 
 USAGE = """usage: surefoot VERB ...
 
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from .config import nearest
 
         fail(f"there is no verb {argv[0]!r}{nearest(argv[0], verbs)}\n\n{USAGE}", code=2)
+    warnings.formatwarning = lambda message, *_, **__: f"surefoot: warning: {message}\n"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # module:factory names modules of the directory the user works in
     with user_errors():
@@ -92,7 +96,7 @@ class TrainOptions:
     """Everything random in the run follows from it."""
     seeds: int = 1
     """Train this many seeds, from `seed` on, in parallel where cores allow; each as if it were trained alone."""
-    envs: int = 8
+    envs: int = NUM_ENVS
     """Environments stepped in parallel."""
     out: Path | None = None
     """The run directory; by default a new one under runs/."""
@@ -310,7 +314,7 @@ def _check(argv: list[str]) -> None:
 
     options = parse(CheckOptions, argv, "check")
     findings = check(options.env, num_steps=options.steps, seed=options.seed)
-    print_findings(findings)
+    print_findings(options.env, findings)
     sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 

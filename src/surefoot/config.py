@@ -13,9 +13,9 @@ from typing import Any, dataclass_transform
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The clause ", did you mean X?" for the closest of `known`, or nothing."""
+    """How to end a sentence about an unknown name: ", did you mean X?" with the closest of `known`, or a full stop."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {close[0]!r}?" if close else "."
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

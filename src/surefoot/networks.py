@@ -88,7 +88,10 @@ def register(name: str, factory: TorsoFactory) -> None:
 
 
 def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
-    """What `network_name` named. Only with `import_module` is a module loaded that the program has not loaded itself."""
+    """What `network_name` named: registered, or an `equinox.Module` class of a module that the program has loaded.
+
+    A name can come from a file, so it must not reach any other callable. Only a user's own command may `import_module`.
+    """
     if name in _factories:
         return _factories[name]
     module_name, _, attribute = name.partition(":")
@@ -99,9 +102,9 @@ def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
     target: Any = sys.modules.get(module_name)
     for part in attribute.split("."):
         target = getattr(target, part, None)
-    if not callable(target):
+    if not (isinstance(target, type) and issubclass(target, eqx.Module)):
         raise ValueError(
-            f"The network {name!r} is code of yours that this program has not loaded; "
+            f"The network {name!r} is not an equinox.Module class that this program has loaded; "
             f"import the module {module_name!r} first, or hand the class over as network=..."
         )
     return target
@@ -112,9 +115,9 @@ def build_torso(
 ) -> tuple[Callable[[Observation], jax.Array], int]:
     """The torso called `name` and its number of features; a torso that does not give a float vector is refused."""
     if name == "mlp":
-        torso: Any = MLP(observation_space, key, hidden=hidden, activation=activation)
+        torso = MLP(observation_space, key, hidden=hidden, activation=activation)
     else:
-        torso = find_factory(name, import_module=False)(observation_space, key)
+        torso: Any = find_factory(name, import_module=False)(observation_space, key)
         if not callable(torso):
             raise ValueError(f"The network {name!r} gave {type(torso).__name__}, which cannot be called on an observation.")
         arrays, static = eqx.partition(torso, eqx.is_inexact_array)

@@ -183,7 +183,7 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         gradient, metrics = jax.grad(loss, has_aux=True)(params, batch, clip, config)
         direction, moments = optimiser(config).update(gradient, moments)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-        return (params, moments), metrics | {"gradient_norm": optax.global_norm(gradient)}
+        return (params, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
     def epoch(carry: PyTree) -> PyTree:
         params_and_moments, _, index = carry

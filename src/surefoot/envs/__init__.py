@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
-
-import gymnasium
 
 from ..spaces import validate
 from ..types import DeviceEnvironment, EnvironmentSpec, HostEnvironment
 from .classic import CLASSIC
+from .gymnasium import gymnasium_environment
+from .kinds import environment_name, is_device, is_vector
 
-Environment = DeviceEnvironment | HostEnvironment
+__all__ = ["NUM_ENVS", "environment_name", "is_device", "is_vector", "make"]
 
-
-def is_device(environment: Any) -> bool:
-    """Whether `environment` is pure functions, to be scanned inside the compiled program."""
-    return hasattr(environment, "max_episode_steps") and not isinstance(environment, (gymnasium.Env, gymnasium.vector.VectorEnv))
-
-
-def environment_name(env: Any) -> str:
-    """How a run records `env`: the string given, a device environment's own name, or `module:name` of a callable."""
-    if isinstance(env, str):
-        return env
-    if is_device(env):
-        return str(env.name)
-    if isinstance(env, gymnasium.vector.VectorEnv):
-        return f"{type(env).__module__}:{type(env).__qualname__}"
-    return f"{getattr(env, '__module__', '?')}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+NUM_ENVS = 8  # unless the user says otherwise
 
 
-def make(env: Any, num_envs: int) -> tuple[Environment, EnvironmentSpec]:
+def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, EnvironmentSpec]:
     """`num_envs` streams of an environment, and what a learner must know of it.
 
     `env` is the id of an environment written in JAX (`surefoot list envs`), any other Gymnasium id, `module:factory`, a
@@ -43,6 +28,7 @@ def make(env: Any, num_envs: int) -> tuple[Environment, EnvironmentSpec]:
     if device is not None:
         validate(device.observation_space, device.action_space)
         return device, EnvironmentSpec(device.name, device.observation_space, device.action_space, num_envs)
-    # Gymnasium's own environments are slow to import and most runs of the built-in ones never need them.
-    host = importlib.import_module(".gymnasium", __name__).gymnasium_environment(env, num_envs)
+    if is_vector(env) and num_envs == NUM_ENVS:
+        num_envs = env.num_envs  # it has its own number, and the user has not asked for another
+    host = gymnasium_environment(env, num_envs)
     return host, host.spec

@@ -19,7 +19,7 @@ from gymnasium.vector import VectorEnv
 
 from .. import spaces
 from ..types import HostEnvironment, Observation, Step
-from . import environment_name, snapshot
+from . import snapshot
 from .boundary import (
     FLAG_TYPES,
     OLD_GYM,
@@ -38,6 +38,7 @@ from .boundary import (
     warn,
     without_tuples,
 )
+from .kinds import environment_name
 from .vector import VectorEnvironment
 
 Env = gymnasium.Env[Any, Any]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..algorithms import of
 from ..collect import HostCollector, scan_rollout, start_stream
-from ..envs import is_device, make
+from ..envs import is_device, is_vector, make
 from ..types import HostEnvironment, PyTree
 from .episodes import Running, follow
 from .policy import Policy
@@ -32,13 +32,14 @@ def evaluate(
     `poll` is called between chunks and may raise.
     """
     episodes = whole_number("episodes", episodes, minimum=1)
-    environment, _ = make(env, host_streams(episodes))
+    environment, _ = make(env, env.num_envs if is_vector(env) else host_streams(episodes))
     if is_device(environment):
         return _evaluate_device(policy, environment, episodes, deterministic, seed, poll)
     try:
         return _evaluate_host(policy, environment, episodes, deterministic, seed, poll)
     finally:
-        environment.close()
+        if not is_vector(env):
+            environment.close()
 
 
 def host_streams(episodes: int) -> int:

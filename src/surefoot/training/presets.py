@@ -19,7 +19,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate_schedule": "linear",
         "clip_schedule": "linear",
     },
-    ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3},
+    ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
 }
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from tensorboardX import SummaryWriter
 
 from .. import __version__
-from ..envs import environment_name, is_device, make
+from ..envs import environment_name, is_device, is_vector, make
 from ..networks import find_factory
 from .checkpoint import CheckpointError, SaveError, lock, newest, save
 from .engine import DeviceEngine, Engine, HostEngine
+from .logs import Logs
 from .policy import Policy, describe, undescribe
 from .presets import preset_for, with_settings
 from .signals import StopRequest, catch_signals
@@ -48,7 +49,8 @@ class Session:
         self.environment, self.spec = make(env, record["num_envs"])
         engine = DeviceEngine if is_device(self.environment) else HostEngine
         self.engine: Engine = engine(config, self.environment, self.spec, seed=record["seed"], total_steps=record["steps"])
-        self._open.callback(self.engine.close)
+        if not is_vector(env):
+            self._open.callback(self.engine.close)
         self.seconds = 0.0  # of training, in all the processes of this run
         self.metrics_size = 0
 
@@ -112,15 +114,10 @@ class Session:
 
     def reports(self, *, checkpoint_seconds: float, stop: StopRequest | None = None) -> Iterator[Report]:
         """Run to the end, a report for each iteration. Stopping early, by a signal or by the caller, saves a checkpoint first."""
-        engine, path = self.engine, self.path
-        with (
-            self._open,
-            open(path / "metrics.jsonl", "ab") as metrics_file,
-            SummaryWriter(str(path), purge_step=engine.step or None) as events,
-        ):
-            metrics_file.truncate(self.metrics_size)  # lines that came after the checkpoint will be written again
-            saved_at, saved_time = engine.step, time.monotonic()
-            mark = time.monotonic()
+        engine = self.engine
+        with self._open, closing(Logs(self.path, step=engine.step, size=self.metrics_size)) as logs:
+            saved_step = engine.step
+            saved_at = mark = time.monotonic()
             try:
                 while not engine.finished:
                     with ExitStack() as scope:
@@ -129,19 +126,16 @@ class Session:
                         now = time.monotonic()
                         self.seconds, mark = self.seconds + now - mark, now
                         metrics = {"step": engine.step, "iteration": engine.iteration} | metrics | self._times()
-                        metrics_file.write(json.dumps(metrics).encode() + b"\n")
-                        for name, value in metrics.items():
-                            if value is not None:
-                                events.add_scalar(name, value, engine.step)
-                        if engine.finished or request.signal_number is not None or now - saved_time >= checkpoint_seconds:
-                            self._save(metrics_file)
-                            saved_at, saved_time = engine.step, time.monotonic()
-                        request.poll(path)
+                        logs.write(metrics, engine.step)
+                        if engine.finished or request.signal_number is not None or now - saved_at >= checkpoint_seconds:
+                            self._save(logs)
+                            saved_step, saved_at = engine.step, time.monotonic()
+                        request.poll(self.path)
                     yield Report(engine.step, metrics, self.policy)
-                    mark = time.monotonic()
+                    mark = time.monotonic()  # what the caller did meanwhile is not training
             except GeneratorExit:
-                if saved_at < engine.step:
-                    self._save(metrics_file)
+                if saved_step < engine.step:
+                    self._save(logs)
                 raise
 
     @property
@@ -160,13 +154,11 @@ class Session:
         shares = {f"time/{name}": round(seconds / total, 4) for name, seconds in parts.items()}
         return {"time/steps_per_second": round(self.engine.batch_steps / total, 1), "time/seconds": round(self.seconds, 3), **shares}
 
-    def _save(self, metrics_file: Any) -> None:
+    def _save(self, logs: Logs) -> None:
         """Write a checkpoint and the policy; a full disk is a warning, since the run and its last checkpoint are intact."""
-        metrics_file.flush()
         trees, info = self.engine.snapshot()
         try:
-            os.fsync(metrics_file.fileno())
-            info |= {"seconds": self.seconds, "metrics_size": metrics_file.tell()}
+            info |= {"seconds": self.seconds, "metrics_size": logs.sync()}
             save(self.path / "checkpoints", self.engine.step, trees, info)
             self.policy.save(self.path / "policy.safetensors")
         except (SaveError, OSError) as error:
@@ -186,7 +178,8 @@ def describe_name(config: Any) -> str:
 
 def create_directory(out: str | Path | None, name: str) -> Path:
     """A fresh directory: `out`, or one under `runs/` that nobody has yet. ValueError where it cannot be had."""
-    path = Path(out) if out is not None else Path("runs") / f"{name.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    plain_name = re.sub(r"[^\w.-]+", "-", name)
+    path = Path(out) if out is not None else Path("runs") / f"{plain_name}-{datetime.now():%Y%m%d-%H%M%S}"
     attempt = 0
     while True:
         candidate = path if not attempt else path.with_name(f"{path.name}-{attempt}")

@@ -1,0 +1,104 @@
+"""What the documents show is what happens: every block of every page runs, and every file they name is there.
+
+Blocks of one page run in order, in one directory. Python blocks share their names; one that begins with `# name.py` is saved as
+that file too. Shell lines that call `surefoot` or `python` run; those that call `make` or `pip` are held against the Makefile
+and pyproject.toml. Blocks marked `text` are samples of output.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+CHINESE = ROOT / "README.zh-CN.md"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page):
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_says_what_it_is(page):
+    assert {language for language, _ in blocks(page)} <= {"sh", "python", "text"}
+    assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence is not closed, or is indented"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != CHINESE and blocks(page)], ids=name)
+def test_the_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"__name__": page.stem.lower()}
+    for language, text in blocks(page):
+        if language == "python":
+            if file := re.match(r"# (\w+\.py)\n", text):
+                (tmp_path / file[1]).write_text(text)
+            exec(compile(text, name(page), "exec"), names)
+        elif language == "sh":
+            for line in text.splitlines():
+                run_line(line)
+
+
+def run_line(line):
+    command, *words = shlex.split(line)
+    if command == "make":
+        assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in words), line
+    elif command == "pip":
+        check_installation(words)
+    else:
+        assert command in ("surefoot", "python"), f"cannot check {line!r}"
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        result = subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
+
+
+def check_installation(words):
+    """`pip install [-c FILE] -e .[extra]` with a file and an extra that are there."""
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for option, value in zip(words[1::2], words[2::2], strict=True):
+        if option == "-c":
+            assert (ROOT / value).is_file()
+        else:
+            assert option == "-e"
+            assert re.fullmatch(r"\.(\[(\w+)\])?", value)
+            assert value == "." or value[2:-1] in extras
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_file_that_is_named_is_there(page):
+    text = BLOCK.sub("", page.read_text())
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_chinese_readme_shows_the_same_code_and_the_same_sections():
+    english, chinese = ROOT / "README.md", CHINESE
+    assert blocks(english) == blocks(chinese)
+    assert english.read_text().count("\n## ") == chinese.read_text().count("\n## ")
+    first_column = re.compile(r"^\| (`.*?) \|", re.MULTILINE)
+    assert first_column.findall(english.read_text()) == first_column.findall(chinese.read_text())
+
+
+def test_the_audit_in_the_readme_is_what_a_run_reports(tmp_path):
+    import surefoot as sf
+
+    report = next(iter(sf.iterate(sf.PPO(num_steps=64, epochs=1), "CartPole-v1", steps=512, out=tmp_path / "run")))
+    section = (ROOT / "README.md").read_text().partition("## How far")[2].partition("\n## ")[0]
+    promised = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE)))
+    assert len(promised) == 10
+    assert set(promised) <= report.metrics.keys()
+    assert {"predicted_improvement_error", "realised_improvement_error", "episode_return"} <= report.metrics.keys()
