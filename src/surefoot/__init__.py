@@ -1,6 +1,6 @@
 """Surefoot: policy optimisation where every step is measured against its trust region."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
 
 from .algorithms.ppo import PPO
 from .api import Run, iterate, load, resume, train
@@ -9,4 +9,5 @@ from .training.engine import NonFiniteError
 from .training.session import Report
 from .training.signals import Stopped
 
+__version__ = version("surefoot")
 __all__ = ["PPO", "CheckpointError", "NonFiniteError", "Report", "Run", "Stopped", "iterate", "load", "resume", "train"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .envs import NUM_ENVS
+from .networks import find_factory
 from .report.curves import plot
 from .report.progress import Progress
 from .training.cache import use_compilation_cache
@@ -37,6 +38,9 @@ class Run:
         """Returns of `episodes` whole episodes on seeds that training did not use, [episodes]; the same at every call."""
         use_compilation_cache()
         record = read_record(self.path)
+        network = record["config"]["network"]
+        if network != "mlp":
+            find_factory(network, import_module=True)
         env = record["environment"] if self._env is None else self._env
         poll = stop.poll if stop else lambda: None
         return evaluate(self.policy, env, episodes=episodes, deterministic=deterministic, seed=record["seed"], poll=poll)

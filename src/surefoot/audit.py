@@ -43,7 +43,8 @@ def mean_per_episode(x: jax.Array, *, begins: jax.Array) -> tuple[jax.Array, jax
     """Sum of x [T, N] over the number of episodes that begin in the batch, and its standard error.
 
     A batch cuts episodes at both ends. Dividing the sum by the episodes that begin, rather than by all that appear, leaves
-    the ratio unbiased in the long run; the error is that of a ratio of sums over the pieces (Cochran 1977, eq. 2.39).
+    the ratio unbiased in the long run; the error is that of a ratio of sums over the pieces
+    (Cochran 1977, eq. 2.39, with the number of those episodes for n).
     """
     num_steps, num_streams = x.shape
     piece = jnp.cumsum(begins, axis=0) + jnp.arange(num_streams) * (num_steps + 1)

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE)
         sys.exit(0 if argv else 2)
     if argv[0] == "--version":
-        from . import __version__
-
-        print(f"surefoot {__version__}")
+        print(f"surefoot {metadata.version('surefoot')}")
         return
     verbs: dict[str, Callable[[list[str]], None]] = {
         "train": _train,

@@ -55,8 +55,8 @@ def scan_rollout(
 
         def begin(going_on: tuple[PyTree, Observation, jax.Array]) -> tuple[PyTree, Observation, jax.Array]:
             keys, reset_keys = split_each(stream.keys)
-            fresh = (*jax.vmap(environment.reset)(reset_keys), keys)
-            fresh = (fresh[0], as_observation(environment, fresh[1]), keys)
+            state, obs = jax.vmap(environment.reset)(reset_keys)
+            fresh = state, as_observation(environment, obs), keys
             return jax.tree.map(lambda new, old: where_rows(ended, new, old), fresh, going_on)
 
         # Episodes seldom end: a branch is cheaper than a reset computed at every step.
@@ -160,7 +160,8 @@ class HostCollector:
         arrays, info = state
         own = {"time": self.time, **flat("obs", self.obs)}
         if self.action_mask is not None:
-            own["action_mask"] = np.asarray(self.action_mask)
+            own["action_mask"] = self.action_mask
+        own = {name: np.array(array) for name, array in own.items()}  # the next step writes over what these refer to
         return {**{f"environment.{name}": array for name, array in arrays.items()}, **own}, info
 
     def set_state(self, arrays: dict[str, np.ndarray[Any, Any]], info: dict[str, Any]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, dataclass_transform
 
 
@@ -47,15 +48,16 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         if origin is typing.Literal:
             if value in typing.get_args(option):
                 return value
-        elif origin is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-            return int(value)
-        elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        elif origin in (int, float):
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's scalars too
+            with suppress(OverflowError):  # an integer beyond every float
+                if is_number and (origin is float or float(value).is_integer()):
+                    return origin(value)
         elif origin is tuple and isinstance(value, (tuple, list)):
             return tuple(_convert(name, item, typing.get_args(option)[0]) for item in value)
         elif origin is str and callable(value):
             return value  # a network given as a class: named by the configuration's own check
-        elif isinstance(value, origin) and origin not in (int, float):
+        elif isinstance(value, origin):
             return value
     expected = " or ".join(str(getattr(option, "__name__", option)) for option in options)
     if typing.get_origin(hint) is typing.Literal:
@@ -64,11 +66,15 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 
 
 def check_bounds(config: Any, **intervals: str) -> None:
-    """Raise unless each named setting lies in its interval, written as in mathematics: "[0, 1]", "(0, inf)"."""
+    """Raise unless each named setting lies in its interval, written as in mathematics: "[0, 1]", "(0, inf)".
+
+    None lies in every interval, a tuple where each of its items does.
+    """
     for name, interval in intervals.items():
         value = getattr(config, name)
         low, high = (float(end) for end in interval[1:-1].split(","))
-        above = value is None or (value >= low if interval[0] == "[" else value > low)
-        below = value is None or (value <= high if interval[-1] == "]" else value < high)
-        if not (above and below) or (isinstance(value, float) and math.isnan(value)):
-            raise ValueError(f"{type(config).__name__}.{name} must lie in {interval}, got {value!r}.")
+        for item in value if isinstance(value, tuple) else () if value is None else (value,):
+            above = item >= low if interval[0] == "[" else item > low
+            below = item <= high if interval[-1] == "]" else item < high
+            if not (above and below):
+                raise ValueError(f"{type(config).__name__}.{name} must lie in {interval}, got {value!r}.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .math.divergences import categorical_kl, gaussian_kl
+from .math.shapes import check_same_shape
 
 LOG_TWO_PI = 1.8378770664093453
 # Far below any logit, and finite: minus infinity would turn 0 * log 0 and its gradient into NaN.
@@ -56,6 +57,7 @@ class DiagonalGaussian(NamedTuple):
         return self.mean
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        check_same_shape(action=action, mean=self.mean)
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * (z**2 + LOG_TWO_PI) - self.log_std, axis=-1)
 

@@ -7,6 +7,7 @@ A user's own class goes straight into a configuration: `PPO(network=MyTorso)`.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,7 +78,16 @@ def network_name(network: str | TorsoFactory) -> str:
     """The name under which a configuration records `network`: itself, or `module:qualified name` of a class or function."""
     if isinstance(network, str):
         return network
-    name = f"{network.__module__}:{network.__qualname__}"
+    if not hasattr(network, "__qualname__"):
+        raise ValueError(
+            f"network expects 'mlp', a class, or a function (observation_space, key) that builds a torso, got {network!r:.80}; "
+            "give the class itself and not an instance, and a def in place of a functools.partial."
+        )
+    name = first = f"{network.__module__}:{network.__qualname__}"
+    number = 1
+    while "<" in first and _factories.get(name, network) is not network:  # lambdas and local classes share their names
+        number += 1
+        name = f"{first}#{number}"
     register(name, network)
     return name
 
@@ -98,10 +108,13 @@ def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
     if not attribute:
         raise ValueError(f"There is no network {name!r}{nearest(name, ['mlp'])} Give 'mlp', a class, or 'module:Class'.")
     if import_module:
-        importlib.import_module(module_name)
+        try:
+            importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"The network {name!r}: {error}; is the module on Python's path?") from error
     target: Any = sys.modules.get(module_name)
     for part in attribute.split("."):
-        target = getattr(target, part, None)
+        target = inspect.getattr_static(target, part, None)  # an ordinary look-up can make a module import others
     if not (isinstance(target, type) and issubclass(target, eqx.Module)):
         raise ValueError(
             f"The network {name!r} is not an equinox.Module class that this program has loaded; "
@@ -120,6 +133,12 @@ def build_torso(
         torso: Any = find_factory(name, import_module=False)(observation_space, key)
         if not callable(torso):
             raise ValueError(f"The network {name!r} gave {type(torso).__name__}, which cannot be called on an observation.")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(torso):
+            if eqx.is_array(leaf) and not eqx.is_inexact_array(leaf):
+                raise ValueError(
+                    f"The network {name!r} holds an array of {leaf.dtype} in {jax.tree_util.keystr(path)[1:]}, which cannot be trained; "
+                    "make the field a tuple of numbers with equinox.field(static=True), and an array of it where it is used."
+                )
         arrays, static = eqx.partition(torso, eqx.is_inexact_array)
         if jax.tree.leaves(static):
             torso = Pure(arrays, static)

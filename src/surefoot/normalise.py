@@ -90,8 +90,8 @@ class ReturnScale(NamedTuple):
         return cls(Moments.start(()), jnp.zeros(num_envs))
 
     def scale(self) -> jax.Array:
-        """[] what rewards are divided by; 1 before the first batch."""
-        return jnp.sqrt(self.moments.variance + EPSILON)
+        """[] what rewards are divided by; 1 while nothing has varied, so that the first reward of a sparse task is not blown up."""
+        return jnp.where(self.moments.variance > 0, jnp.sqrt(self.moments.variance + EPSILON), 1.0)
 
     def update(self, reward: jax.Array, ended: jax.Array, valid: jax.Array, *, discount: float) -> ReturnScale:
         """Take in the discounted sums of past rewards [T, N], which start again where an episode ended."""

@@ -13,7 +13,7 @@ from .distributions import Categorical, DiagonalGaussian, Distribution
 from .networks import build_torso, orthogonal_linear
 from .normalise import Normaliser, normalise
 from .spaces import action_size
-from .types import Observation, PyTree, Rollout
+from .types import EnvironmentSpec, Observation, PyTree, Rollout
 
 
 class Actor(eqx.Module):
@@ -52,6 +52,16 @@ class Critic(eqx.Module):
 
     def __call__(self, obs: Observation) -> jax.Array:
         return self.head(self.torso(obs))[0]
+
+
+def actor_and_critic(config: Any, spec: EnvironmentSpec, key: jax.Array) -> tuple[Actor, Critic]:
+    """Separate networks of the shape that `config` has, with nothing in common."""
+    actor_key, critic_key = jax.random.split(key)
+    shape = {"hidden": config.hidden, "activation": config.activation}
+    return (
+        Actor(config.network, spec.observation_space, spec.action_space, actor_key, **shape),
+        Critic(config.network, spec.observation_space, critic_key, **shape),
+    )
 
 
 class StochasticPolicy(NamedTuple):

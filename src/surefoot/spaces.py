@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,14 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 
 from .types import Array, Observation
 
+_MAX_SIZE = 2**28  # numbers in one array of a space that is read from a file: a hostile one must not fill the memory
+
 
 def validate(observation_space: Space[Any], action_space: Space[Any]) -> None:
     """Raise a ValueError that says what to change where the spaces are beyond what a policy here can see or do."""
     map_leaves(_validate_observation, observation_space)
+    if encoded_size(encoder(observation_space)) < 1:
+        raise ValueError(f"The observation space {observation_space} is empty; a policy needs at least one number to see.")
     if isinstance(action_space, Discrete):
         if action_space.n < 1:
             raise ValueError(f"The action space {action_space} is empty; a Discrete space needs n >= 1.")
@@ -25,7 +30,9 @@ def validate(observation_space: Space[Any], action_space: Space[Any]) -> None:
             )
         if action_space.shape is None or int(np.prod(action_space.shape)) < 1:
             raise ValueError(f"The action space {action_space} is empty; a Box needs at least one number.")
-        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        with np.errstate(over="ignore"):  # bounds of the size of the largest float are no bounds: their range is infinite
+            is_bounded = np.isfinite(action_space.high - action_space.low).all()
+        if not is_bounded:
             raise ValueError(
                 f"The action space {action_space} is unbounded; give it finite bounds, for example with "
                 "gymnasium.wrappers.RescaleAction or by declaring Box(low=-1, high=1, ...) and scaling in the environment."
@@ -79,7 +86,8 @@ def to_environment(space: Space[Any], action: Array) -> Array:
     if isinstance(space, Discrete):
         return action if space.start == 0 else action + xp.asarray(space.start, action.dtype)
     unit = (xp.clip(action, -1.0, 1.0).reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
-    return (space.low + unit * (space.high - space.low)).astype(space.dtype)
+    # Rounding would take the ends of some intervals a little beyond themselves.
+    return xp.clip(space.low + unit * (space.high - space.low), space.low, space.high).astype(space.dtype)
 
 
 def encoder(space: Space[Any]) -> tuple[Any, ...]:
@@ -118,11 +126,11 @@ def to_json(space: Space[Any]) -> dict[str, Any]:
     if isinstance(space, Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
     if isinstance(space, MultiBinary):
         return {"type": "MultiBinary", "shape": list(space.shape)}
     assert isinstance(space, Box)
-    bounds = {end: [repr(float(x)) for x in np.ravel(getattr(space, end))] for end in ("low", "high")}
+    bounds = {end: [str(+x) for x in getattr(space, end).ravel().tolist()] for end in ("low", "high")}
     if all(len(set(values)) == 1 for values in bounds.values()):  # an image would list thousands of equal numbers
         bounds = {end: values[:1] for end, values in bounds.items()}
     return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
@@ -133,20 +141,27 @@ def from_json(data: dict[str, Any]) -> Space[Any]:
     try:
         kind = data["type"]
         if kind == "Dict":
-            return Dict({key: from_json(sub) for key, sub in data["spaces"].items()})
+            return Dict([(key, from_json(sub)) for key, sub in data["spaces"].items()])  # pairs keep their order; a dict is sorted
         if kind == "Discrete":
             return Discrete(int(data["n"]), start=int(data["start"]))
         if kind == "MultiDiscrete":
-            return MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+            return MultiDiscrete(np.array(data["nvec"]), np.dtype(str(data["dtype"])).type, start=np.array(data["start"]))
         if kind == "MultiBinary":
-            return MultiBinary([int(n) for n in data["shape"]])
+            return MultiBinary(_shape(data))
         if kind == "Box":
-            shape, dtype = tuple(int(n) for n in data["shape"]), np.dtype(str(data["dtype"]))
+            shape, dtype = _shape(data), np.dtype(str(data["dtype"]))
+            number = float if dtype.kind == "f" else int
             low, high = (
-                np.broadcast_to(np.array([float(x) for x in data[end]]), int(np.prod(shape))).reshape(shape).astype(dtype)
-                for end in ("low", "high")
+                np.broadcast_to(np.array([number(x) for x in data[end]], dtype), math.prod(shape)).reshape(shape) for end in ("low", "high")
             )
             return Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"not a space: {data!r}") from error
+    except (KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a space: {type(error).__name__}: {error}") from error
     raise ValueError(f"unknown kind of space: {kind!r}")
+
+
+def _shape(data: dict[str, Any]) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in data["shape"])
+    if math.prod(shape) > _MAX_SIZE:
+        raise ValueError(f"a space of shape {shape} is too large")
+    return shape

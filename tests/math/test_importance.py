@@ -27,7 +27,7 @@ pytestmark = pytest.mark.x64
 MDP = oracle.random_mdp(0)
 BATCH = oracle.trajectories(MDP)
 FLAGS = (BATCH.terminated, BATCH.truncated)
-FIRST_ROW = BATCH.time * BATCH.valid == 0
+FIRST_ROW = BATCH.valid & (BATCH.time == 0)
 P, Q, F = np.array([0.1, 0.2, 0.7]), np.array([0.5, 0.3, 0.2]), np.array([-1.0, 1.0, 3.0])
 
 
@@ -178,8 +178,8 @@ def test_self_normalised_weights_are_consistent():
 
 
 def test_self_normalised_trajectory_weights_count_each_episode_once():
-    weight = np.array([[2.0, 6.0], [2.0, 6.0], [2.0, 6.0]])
-    once = np.array([[True, True], [False, False], [False, False]])
+    weight = np.array([[2.0, 3.0], [2.0, 7.0], [2.0, 7.0]])  # two episodes in the second stream
+    once = np.array([[True, True], [False, True], [False, False]])
     np.testing.assert_allclose(self_normalise(weight, once), weight / 4.0, **TOLERANCE)
 
 

@@ -102,10 +102,9 @@ def test_identities_between_the_estimators():
     np.testing.assert_allclose(gae(1.0), monte_carlo - value, **TOLERANCE)
     lambda_return = compiled(returns.lambda_return, *arguments, discount=DISCOUNT, trace_decay=0.6)
     np.testing.assert_allclose(gae(0.6) + value, lambda_return, **TOLERANCE)
-    np.testing.assert_allclose(compiled(returns.n_step_return, *arguments, discount=DISCOUNT, num_steps=1), td_target, **TOLERANCE)
-    np.testing.assert_allclose(
-        compiled(returns.n_step_return, *arguments, discount=DISCOUNT, num_steps=len(reward)), monte_carlo, **TOLERANCE
-    )
+    for num_steps, expected in ((1, td_target), (len(reward), monte_carlo)):
+        target = compiled(returns.n_step_return, *arguments, discount=DISCOUNT, num_steps=num_steps)
+        np.testing.assert_allclose(target, expected, **TOLERANCE)
 
 
 def test_bootstrap_of_each_kind_of_end():
@@ -115,9 +114,8 @@ def test_bootstrap_of_each_kind_of_end():
     expected = np.array([[10.0, 1.0, 10.0, 1.0]])
     flags = terminated, truncated
     np.testing.assert_allclose(compiled(returns.reward_to_go, reward, next_value, *flags, discount=DISCOUNT), expected, **TOLERANCE)
-    np.testing.assert_allclose(
-        compiled(returns.gae, reward, value, next_value, *flags, discount=DISCOUNT, gae_lambda=0.5), expected - 3.0, **TOLERANCE
-    )
+    advantage = compiled(returns.gae, reward, value, next_value, *flags, discount=DISCOUNT, gae_lambda=0.5)
+    np.testing.assert_allclose(advantage, expected - 3.0, **TOLERANCE)
 
 
 def test_total_return_is_that_of_the_whole_episode_at_each_of_its_rows():

@@ -110,6 +110,7 @@ def test_names_of_lines_that_end_together_do_not_touch(tmp_path, returns):
     assert len(boxes) == 4
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
     assert all(box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0 for box in boxes)
+    assert boxes[-1].y1 <= axes.bbox.y1 + boxes[-1].height
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -20,10 +20,11 @@ from ..math.divergences import kl_k3
 from ..math.policy_gradient import clipped_surrogate_loss, importance_ratio
 from ..math.reduce import explained_variance, masked_mean, standardise
 from ..math.returns import gae
-from ..math.values import clipped_value_loss, squared_value_loss
+from ..math.values import clipped_value_loss
+from ..minibatches import check_minibatch, descend
 from ..networks import network_name
 from ..normalise import ReturnScale, normalise, observation_normaliser, update_normaliser
-from ..policies import Actor, Critic, StochasticPolicy, act, state_values
+from ..policies import Actor, Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, Observation, PyTree, Rollout
 
 __all__ = ["PPO", "State", "act", "init", "update"]
@@ -93,7 +94,7 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss needs of each transition, [B, ...]."""
+    """What the loss needs of each transition, [T, N, ...] or a minibatch [B, ...] of it."""
 
     obs: Observation  # normalised
     action: jax.Array
@@ -112,16 +113,8 @@ def optimiser(config: PPO) -> optax.GradientTransformation:
 
 def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
-    batch = config.num_steps * spec.num_envs
-    if batch % config.minibatch_size:
-        raise ValueError(
-            f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {spec.num_envs} environments "
-            f"= {batch} transitions; choose a divisor, or change num_steps or the number of environments."
-        )
-    actor_key, critic_key = jax.random.split(key)
-    shape = {"hidden": config.hidden, "activation": config.activation}
-    actor = Actor(config.network, spec.observation_space, spec.action_space, actor_key, **shape)
-    critic = Critic(config.network, spec.observation_space, critic_key, **shape)
+    check_minibatch(config, spec.num_envs)
+    actor, critic = actor_and_critic(config, spec, key)
     return State(
         acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
         critic=critic,
@@ -138,12 +131,8 @@ def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array, config: PP
     ratio = importance_ratio(log_prob, batch.old_log_prob)
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     policy_loss = masked_mean(clipped_surrogate_loss(ratio, advantage, clip=clip, dual_clip=config.dual_clip), batch.valid)
-    value = jax.vmap(critic)(batch.obs)
-    if config.clip_value is None:
-        value_losses = squared_value_loss(value, batch.value_target)
-    else:
-        value_losses = clipped_value_loss(value, batch.old_value, batch.value_target, clip=config.clip_value)
-    value_loss = masked_mean(value_losses, batch.valid)
+    value, clip_value = jax.vmap(critic)(batch.obs), jnp.inf if config.clip_value is None else config.clip_value
+    value_loss = masked_mean(clipped_value_loss(value, batch.old_value, batch.value_target, clip=clip_value), batch.valid)
     entropy = masked_mean(distribution.entropy(), batch.valid)
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -175,8 +164,6 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         value_target=advantage + value,
         valid=rollout.valid,
     )
-    size = rollout.valid.size
-    transitions = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), transitions)
 
     def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         params, moments = carry
@@ -185,21 +172,15 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
         return (params, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
-    def epoch(carry: PyTree) -> PyTree:
-        params_and_moments, _, index = carry
-        order = jax.random.permutation(jax.random.fold_in(key, index), size)
-        minibatches = jax.tree.map(lambda x: x[order].reshape(-1, config.minibatch_size, *x.shape[1:]), transitions)
-        params_and_moments, metrics = jax.lax.scan(gradient_step, params_and_moments, minibatches)
-        return params_and_moments, jax.tree.map(jnp.mean, metrics), index + 1
-
-    def unfinished(carry: PyTree) -> jax.Array:
-        _, metrics, index = carry
-        within = True if config.target_kl is None else metrics["approximate_kl"] <= 1.5 * config.target_kl
-        return (index < config.epochs) & within
-
-    start = ((policy.actor, state.critic), state.optimiser), None, jnp.zeros((), jnp.int32)
-    nothing_yet = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), jax.eval_shape(epoch, start)[1])
-    ((actor, critic), moments), metrics, epochs = jax.lax.while_loop(unfinished, epoch, (start[0], nothing_yet, start[2]))
+    ((actor, critic), moments), metrics = descend(
+        gradient_step,
+        ((policy.actor, state.critic), state.optimiser),
+        transitions,
+        key,
+        epochs=config.epochs,
+        minibatch_size=config.minibatch_size,
+        go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
+    )
 
     acting = StochasticPolicy(actor, update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
     return_scale = state.return_scale
@@ -208,8 +189,7 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
     new = jax.vmap(acting.distribution)(rollout.obs, rollout.action_mask)
     metrics |= step_audit(old, new, rollout, advantage * scale, discount=config.gamma)
     metrics |= {
-        "explained_variance": explained_variance(value, transitions.value_target.reshape(value.shape), rollout.valid),
-        "epochs": epochs,
+        "explained_variance": explained_variance(value, transitions.value_target, rollout.valid),
         "clip": clip,
         "learning_rate": learning_rate,
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..algorithms import Algorithm, named, of
 from ..networks import find_factory, register
-from ..spaces import from_json, map_leaves, observation_dtype, to_environment, to_json
+from ..spaces import from_json, map_leaves, observation_dtype, to_environment, to_json, validate
 from ..types import EnvironmentSpec, Observation, PyTree
 from .checkpoint import CheckpointError, read_file, restore_tree, save_file
 
@@ -23,7 +23,6 @@ class Policy:
 
     def __init__(self, config: Any, spec: EnvironmentSpec, acting: PyTree, *, seed: int = 0):
         self.config, self.spec, self.acting = config, spec, acting
-        self._compiled = jax.jit(partial(of(config).act, config))
         self._key, self._calls = jax.random.key(seed), 0
 
     @property
@@ -38,40 +37,64 @@ class Policy:
         """The action for one observation, or an array of them for a batch with one leading axis; as the environment takes it.
 
         `deterministic` gives the most likely action; otherwise one is drawn from the policy's own generator.
+
+        Raises ValueError for an observation or a mask ([n], or [N, n] for a batch) that does not fit the policy's spaces.
         """
-        single = self._is_single(obs)
-        batch = map_leaves(lambda space, x: np.asarray(x, observation_dtype(space)), self.observation_space, obs)
-        if single:
-            batch = jax.tree.map(lambda x: x[None], batch)
-        mask = None if action_mask is None else np.asarray(action_mask, bool).reshape(1 if single else -1, self.action_space.n)
+        batch, leading = self._checked(obs)
+        mask = None if action_mask is None else self._checked_mask(action_mask, leading)
+        if single := leading == ():
+            batch, mask = jax.tree.map(lambda x: x[None], (batch, mask))
         key = None
         if not deterministic:
             self._calls += 1
             key = jax.random.fold_in(self._key, self._calls)
-        action, _ = self._compiled(self.acting, batch, mask, None, key)
-        actions = to_environment(self.action_space, np.asarray(action))
+        actions = to_environment(self.action_space, np.asarray(_act(self.config, self.acting, batch, mask, key)))
         return actions[0] if single else actions
 
-    def _is_single(self, obs: Observation) -> bool:
-        extra: set[int] = set()
+    def _checked(self, obs: Observation) -> tuple[Observation, tuple[int, ...]]:
+        """The observation in the dtypes of its space, and the shape before an observation's own: () or (N,)."""
+        leading: set[tuple[int, ...]] = set()
 
-        def compare(space: gymnasium.Space[Any], x: Any) -> None:
-            shape = np.shape(x)
-            if shape[len(shape) - len(space.shape) :] != space.shape or len(shape) - len(space.shape) not in (0, 1):
-                raise ValueError(f"An observation of shape {space.shape}, or a batch [N, ...] of them, was expected; got shape {shape}.")
-            extra.add(len(shape) - len(space.shape))
+        def leaf(space: gymnasium.Space[Any], x: Any) -> np.ndarray[Any, Any]:
+            array = np.asarray(x)
+            extra = array.ndim - len(space.shape)
+            if extra not in (0, 1) or array.shape[extra:] != space.shape:
+                raise ValueError(
+                    f"An observation of shape {space.shape}, or a batch [N, ...] of them, was expected; got shape {array.shape}."
+                )
+            leading.add(array.shape[:extra])
+            cast = array.astype(observation_dtype(space))
+            if cast.dtype.kind != "f" and not np.array_equal(cast, array):
+                raise ValueError(f"The observation has {array.dtype} values that the space {space} cannot hold.")
+            return cast
 
         try:
-            map_leaves(compare, self.observation_space, obs)
+            checked = map_leaves(leaf, self.observation_space, obs)
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"The observation does not fit {self.observation_space}: {error!r}.") from error
-        if len(extra) != 1:
-            raise ValueError("Some entries of the observation are single and some are batches.")
-        return extra == {0}
+        if len(leading) != 1:
+            raise ValueError("The entries of the observation are not all single, or all batches of one length.")
+        return checked, leading.pop()
+
+    def _checked_mask(self, action_mask: Any, leading: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        if not isinstance(self.action_space, gymnasium.spaces.Discrete):
+            raise ValueError(f"An action mask is for Discrete actions, and the space is {self.action_space}.")
+        mask, shape = np.asarray(action_mask, bool), (*leading, int(self.action_space.n))
+        if mask.shape != shape:
+            raise ValueError(f"An action mask of shape {shape} was expected; got shape {mask.shape}.")
+        if not mask.any(axis=-1).all():
+            raise ValueError("There is no legal action: the action mask is all false.")
+        return mask
 
     def save(self, path: str | Path) -> Path:
         """Write the policy to one file that `surefoot.load` reads."""
         return save_file(Path(path), self.acting, describe(self.config, self.spec))
+
+
+@partial(jax.jit, static_argnums=0)
+def _act(config: Any, acting: PyTree, obs: Observation, action_mask: Any, key: jax.Array | None) -> jax.Array:
+    """Compiled once for all policies of one configuration, such as those that a run's reports hold."""
+    return of(config).act(config, acting, obs, action_mask, None, key)[0]
 
 
 def describe(config: Any, spec: EnvironmentSpec) -> dict[str, Any]:
@@ -93,8 +116,9 @@ def undescribe(info: dict[str, Any]) -> tuple[Algorithm, Any, EnvironmentSpec]:
         algorithm = named(info["algorithm"])
         config = algorithm.config(**info["config"])
         spaces = from_json(info["observation_space"]), from_json(info["action_space"])
+        validate(*spaces)
         return algorithm, config, EnvironmentSpec(str(info["environment"]), *spaces, int(info["num_envs"]), bool(info["has_action_mask"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"The description of the policy makes no sense here: {error}") from error
 
 
@@ -119,5 +143,8 @@ def load(path: str | Path, network: Any = None) -> Policy:
             find_factory(config.network, import_module=False)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
-    template = jax.eval_shape(partial(algorithm.init, config, spec), jax.random.key(0)).acting
+    try:
+        template = jax.eval_shape(partial(algorithm.init, config, spec), jax.random.key(0)).acting
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} describes a policy that cannot be built: {error}") from error
     return Policy(config, spec, restore_tree(arrays, template, source=str(path)))

@@ -9,7 +9,9 @@ import numpy as np
 
 
 def key_for(seed: int, name: str) -> jax.Array:
-    """The JAX key of the component `name` in a run seeded `seed`."""
+    """The JAX key of the component `name` in a run seeded `seed`; ValueError where JAX would take it for another seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"The seed must lie in [0, 2^32), got {seed}.")
     return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(name.encode())))
 
 

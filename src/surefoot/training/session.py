@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .. import __version__
 from ..envs import environment_name, is_device, is_vector, make
 from ..networks import find_factory
 from .checkpoint import CheckpointError, SaveError, lock, newest, save
@@ -230,5 +229,5 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the bits depend on."""
-    names = "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium"
-    return {"surefoot": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = "surefoot", "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium"
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

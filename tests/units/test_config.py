@@ -1,0 +1,268 @@
+"""Settings: what is refused and in which words, what is converted, and what every algorithm promises of its own."""
+
+import ast
+import dataclasses
+import inspect
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from surefoot import PPO
+from surefoot.algorithms import ALGORITHMS
+from surefoot.config import check_bounds, configuration, nearest
+from surefoot.training.presets import PRESETS, preset_for, with_settings
+
+
+@configuration
+class Settings:
+    rate: float = 0.5
+    count: int = 3
+    limit: float | None = None
+    widths: tuple[int, ...] = (4, 4)
+    kind: Literal["short", "long"] = "short"
+    is_on: bool = True
+    name: str = "plain"
+
+    def __post_init__(self):
+        check_bounds(self, rate="[0, 1)", count="[1, inf)", limit="(0, inf]", widths="[1, 100]")
+
+
+def test_unknown_setting_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"^Settings has no setting 'rat', did you mean 'rate'\? Settings: rate, count, limit, .*name\.$"):
+        Settings(rat=0.1)
+    with pytest.raises(ValueError, match=r"^Settings has no setting 'zzz'\. Settings: rate"):
+        Settings(zzz=0.1)
+    assert nearest("gama", ["gamma", "gae_lambda"]) == ", did you mean 'gamma'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("count", 1e3, 1000),
+        ("count", np.int64(7), 7),
+        ("count", np.float32(2.0), 2),
+        ("rate", 0, 0.0),
+        ("rate", np.float64(0.25), 0.25),
+        ("rate", np.float32(0.25), 0.25),
+        ("limit", None, None),
+        ("limit", 2, 2.0),
+        ("limit", math.inf, math.inf),
+        ("widths", [8.0, 9], (8, 9)),
+        ("widths", (), ()),
+        ("kind", "long", "long"),
+        ("is_on", False, False),
+    ],
+)
+def test_values_become_the_annotated_type_where_nothing_is_lost(name, given, expected):
+    value = getattr(Settings(**{name: given}), name)
+    assert value == expected
+    assert type(value) is type(expected)
+    assert not isinstance(value, tuple) or all(type(item) is int for item in value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"count": 1.5}, r"Settings\.count expects int, got 1\.5 \(float\)"),
+        ({"count": True}, r"Settings\.count expects int, got True \(bool\)"),
+        ({"count": "3"}, r"Settings\.count expects int, got '3' \(str\)"),
+        ({"count": None}, r"Settings\.count expects int, got None"),
+        ({"count": math.inf}, r"Settings\.count expects int, got inf"),
+        ({"count": math.nan}, r"Settings\.count expects int, got nan"),
+        ({"rate": "fast"}, r"Settings\.rate expects float, got 'fast' \(str\)"),
+        ({"rate": False}, r"Settings\.rate expects float, got False \(bool\)"),
+        ({"rate": 10**400}, r"Settings\.rate expects float"),
+        ({"limit": "none"}, r"Settings\.limit expects float or NoneType, got 'none'"),
+        ({"widths": 64}, r"Settings\.widths expects tuple, got 64 \(int\)"),
+        ({"widths": [64, 0.5]}, r"Settings\.widths expects int, got 0\.5"),
+        ({"kind": "middle"}, r"Settings\.kind expects one of 'short', 'long', got 'middle' \(str\)"),
+        ({"is_on": 1}, r"Settings\.is_on expects bool, got 1 \(int\)"),
+        ({"name": 5}, r"Settings\.name expects str, got 5 \(int\)"),
+    ],
+)
+def test_wrong_types_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"rate": 0.0}, {"rate": 0.999}, {"count": 1}, {"limit": math.inf}, {"limit": 1e-9}, {"widths": (1, 100)}])
+def test_values_on_closed_ends_pass(settings):
+    Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "interval"),
+    [
+        ({"rate": 1.0}, r"\[0, 1\)"),
+        ({"rate": -1e-9}, r"\[0, 1\)"),
+        ({"rate": math.nan}, r"\[0, 1\)"),
+        ({"count": 0}, r"\[1, inf\)"),
+        ({"limit": 0.0}, r"\(0, inf\]"),
+        ({"limit": math.nan}, r"\(0, inf\]"),
+        ({"widths": (4, 0)}, r"\[1, 100\]"),
+        ({"widths": (101, 4)}, r"\[1, 100\]"),
+    ],
+)
+def test_values_outside_are_refused_with_the_interval(settings, interval):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"^Settings\.{name} must lie in {interval}, got ") as error:
+        Settings(**settings)
+    assert str(error.value).endswith(f"got {value!r}.")
+
+
+def test_an_open_infinite_end_excludes_infinity():
+    with pytest.raises(ValueError, match=r"learning_rate must lie in \(0, inf\)"):
+        PPO(learning_rate=math.inf)
+
+
+def test_explicit_holds_what_was_given_and_does_not_tell_settings_apart():
+    given = Settings(rate=0.5, widths=[4, 4])
+    assert given.explicit == {"rate", "widths"}
+    assert Settings().explicit == frozenset()
+    assert given == Settings()
+    assert hash(given) == hash(Settings())
+    assert "explicit" not in dataclasses.asdict(given)
+
+
+def test_settings_are_frozen_and_named():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().rate = 0.1
+    with pytest.raises(TypeError):
+        Settings(0.1)
+
+
+def test_settings_are_hashable_by_value():
+    assert {PPO(hidden=[3]): "one program"}[PPO(hidden=(3,))] == "one program"
+    assert PPO(hidden=(3,)) != PPO(hidden=(4,))
+
+
+# What every algorithm's configuration promises.
+
+
+def class_body(config):
+    (definition,) = (node for node in ast.parse(source_of(config)).body if isinstance(node, ast.ClassDef) and node.name == config.__name__)
+    return definition.body
+
+
+def source_of(config):
+    return Path(inspect.getsourcefile(config)).read_text()
+
+
+def undocumented(config):
+    """Settings whose definition no docstring follows: their --help would be empty."""
+    body = class_body(config)
+    documented = {
+        statement.target.id
+        for statement, following in zip(body, body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+        and isinstance(following.value.value, str)
+    }
+    return {field.name for field in dataclasses.fields(config)} - documented
+
+
+def unread(source, names):
+    """Those of `names` that no code reads as `config.name`."""
+    read = {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
+    }
+    return set(names) - read
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=list(ALGORITHMS))
+def test_every_setting_is_documented_and_read(algorithm):
+    assert algorithm.config.__doc__
+    assert undocumented(algorithm.config) == set()
+    assert unread(source_of(algorithm.config), (field.name for field in dataclasses.fields(algorithm.config))) == set()
+
+
+def test_a_setting_without_documentation_or_reader_is_found():
+    assert undocumented(Settings) == {field.name for field in dataclasses.fields(Settings)}
+    assert unread("def update(config):\n    return config.rate * other.count\n# config.limit", ["rate", "count", "limit"]) == {"count", "limit"}
+
+
+FLAGS = {
+    "ppo": {
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip": 0.2,
+        "clip_schedule": "constant",
+        "dual_clip": None,
+        "num_steps": 256,
+        "epochs": 10,
+        "minibatch_size": 64,
+        "learning_rate": 3e-4,
+        "learning_rate_schedule": "constant",
+        "max_grad_norm": 0.5,
+        "entropy_coef": 0.0,
+        "value_coef": 0.5,
+        "clip_value": None,
+        "target_kl": None,
+        "normalise_advantage": True,
+        "normalise_observation": True,
+        "normalise_reward": True,
+        "network": "mlp",
+        "hidden": (64, 64),
+        "activation": "tanh",
+    },
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_flags_and_defaults_are_frozen(name):
+    """A change here breaks somebody's command line or changes their results: it belongs in the changelog, with a reason."""
+    assert dataclasses.asdict(ALGORITHMS[name].config()) == FLAGS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("gamma", (0.0, 1.0), (-0.01, 1.01)),
+        ("gae_lambda", (0.0, 1.0), (-0.01, 1.01)),
+        ("clip", (1e-6, 10.0), (0.0, -0.2)),
+        ("dual_clip", (1.01, None), (1.0, 0.5)),
+        ("num_steps", (1,), (0, -1)),
+        ("epochs", (1,), (0,)),
+        ("minibatch_size", (1,), (0,)),
+        ("learning_rate", (1e-9,), (0.0, -1e-3)),
+        ("max_grad_norm", (0.5, math.inf), (0.0,)),
+        ("entropy_coef", (0.0, 1.0), (-0.01,)),
+        ("value_coef", (0.0, 1.0), (-0.01,)),
+        ("clip_value", (0.2, None), (0.0,)),
+        ("target_kl", (0.01, None), (0.0,)),
+        ("hidden", ((), (1,)), ((0,), (64, -1))),
+    ],
+)
+def test_bounds_of_ppo(name, inside, outside):
+    for value in inside:
+        PPO(**{name: value})
+    for value in outside:
+        with pytest.raises(ValueError, match=rf"^PPO\.{name} must lie in"):
+            PPO(**{name: value})
+
+
+# Presets.
+
+
+@pytest.mark.parametrize(("algorithm", "environment"), PRESETS)
+def test_a_preset_makes_sense_and_yields_to_the_user(algorithm, environment):
+    config, preset = ALGORITHMS[algorithm].config, PRESETS[algorithm, environment]
+    assert preset_for(config(), environment) == preset == preset_for(config(), f"gymnasium:{environment}")
+    first, *others = preset
+    with_default = config(**{first: getattr(config(), first)})
+    assert preset_for(with_default, environment) == {name: preset[name] for name in others}
+    together = with_settings(with_default, preset_for(with_default, environment))
+    assert getattr(together, first) == getattr(config(), first)
+    assert all(getattr(together, name) == preset[name] for name in others)
+
+
+def test_an_unknown_environment_has_no_preset():
+    config = PPO(clip=0.1)
+    assert preset_for(config, "Nowhere-v0") == {}
+    assert with_settings(config, {}) is config
