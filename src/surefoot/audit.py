@@ -40,7 +40,7 @@ def step_audit(old: Distribution, new: Distribution, rollout: Rollout, advantage
 
 
 def mean_per_episode(x: jax.Array, *, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of x [T, N] over the number of episodes that begin in the batch, and its standard error.
+    """Sum of x [T, N] over the number of episodes that begin in the batch, and its standard error; NaN for none, and for one.
 
     A batch cuts episodes at both ends. Dividing the sum by the episodes that begin, rather than by all that appear, leaves
     the ratio unbiased in the long run; the error is that of a ratio of sums over the pieces
@@ -53,6 +53,6 @@ def mean_per_episode(x: jax.Array, *, begins: jax.Array) -> tuple[jax.Array, jax
         for values in (x, begins.astype(x.dtype))
     )
     episodes = jnp.sum(counts)
-    mean = jnp.sum(sums) / episodes
+    mean = jnp.where(episodes > 0, jnp.sum(sums) / episodes, jnp.nan)
     spread = jnp.sqrt(jnp.sum((sums - mean * counts) ** 2) * episodes / (episodes - 1.0))
-    return mean, spread / episodes
+    return mean, jnp.where(episodes > 1, spread / episodes, jnp.nan)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import ppo
+from . import ppo, trpo
 
 
 class Algorithm(NamedTuple):
@@ -20,6 +20,7 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
+    "trpo": Algorithm("trpo", trpo.TRPO, trpo.init, trpo.act, trpo.update),
     "ppo": Algorithm("ppo", ppo.PPO, ppo.init, ppo.act, ppo.update),
 }
 

@@ -1,0 +1,190 @@
+"""Trust region policy optimisation: the natural gradient, as far as the divergence between the policies allows.
+
+Schulman et al. 2015, arXiv:1502.05477: the constrained problem is eq. 14, the conjugate gradient step and the line search
+are appendix C. Advantages are GAE (Schulman et al. 2016, eq. 16). The step's length uses the undamped curvature.
+Left out: the vine method of sampling, and a trunk shared by actor and critic, which would let the critic's gradient move
+the policy out of its region.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from ..audit import step_audit
+from ..config import check_bounds, configuration
+from ..distributions import Distribution
+from ..math.policy_gradient import importance_ratio, surrogate_loss
+from ..math.reduce import explained_variance, masked_mean, standardise
+from ..math.returns import gae
+from ..math.trust_region import backtracking_line_search, conjugate_gradient, hessian_vector_product, trust_region_scale
+from ..math.values import squared_value_loss
+from ..minibatches import check_minibatch, descend
+from ..networks import network_name
+from ..normalise import ReturnScale, normalise, observation_normaliser, update_normaliser
+from ..policies import Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..types import EnvironmentSpec, PyTree, Rollout
+
+__all__ = ["TRPO", "State", "act", "init", "update"]
+
+
+@configuration
+class TRPO:
+    """Trust region policy optimisation: the natural gradient within a bound on the KL divergence."""
+
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Trace decay of the advantage estimator: 0 is the one-step TD error, 1 the Monte Carlo return."""
+    max_kl: float = 0.01
+    """Bound on the mean KL divergence of one step."""
+    kl_direction: Literal["old||new", "new||old"] = "old||new"
+    """Which of the two KL divergences the line search holds within the bound; their curvature is the same."""
+    cg_iterations: int = 10
+    """Most iterations of the conjugate gradient method."""
+    cg_damping: float = 0.1
+    """Multiple of the identity added to the Fisher matrix while solving for the direction."""
+    fisher_fraction: float = 1.0
+    """Share of the batch, evenly spaced in time, on which the Fisher matrix is estimated."""
+    backtrack_factor: float = 0.8
+    """By how much each try of the line search is shorter than the one before."""
+    backtrack_tries: int = 15
+    """Tries of the line search before the old parameters are kept."""
+    num_steps: int = 256
+    """Steps of each environment in one batch."""
+    critic_epochs: int = 10
+    """Passes of the critic over each batch."""
+    minibatch_size: int = 64
+    """Transitions in one gradient step of the critic; must divide num_steps times the number of environments."""
+    critic_learning_rate: float = 1e-3
+    """Step size of the critic's Adam."""
+    normalise_observation: bool = True
+    """Subtract the running mean of observations and divide by their running standard deviation."""
+    normalise_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    network: str = "mlp"
+    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of 'mlp'."""
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    """Activation of the hidden layers of 'mlp'."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", max_kl="(0, inf)", cg_iterations="[1, inf)", cg_damping="[0, inf)")
+        check_bounds(self, fisher_fraction="(0, 1]", backtrack_factor="(0, 1)", backtrack_tries="[1, inf)", num_steps="[1, inf)")
+        check_bounds(self, critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
+        object.__setattr__(self, "network", network_name(self.network))
+
+
+class State(NamedTuple):
+    """Everything that learning changes."""
+
+    acting: StochasticPolicy
+    critic: Critic
+    critic_optimiser: optax.OptState
+    return_scale: ReturnScale | None  # None where rewards are not normalised
+
+
+class CriticBatch(NamedTuple):
+    """What the critic is fitted to, [T, N, ...] or a minibatch [B, ...] of it."""
+
+    obs: PyTree  # normalised
+    value_target: jax.Array
+    valid: jax.Array
+
+
+def init(config: TRPO, spec: EnvironmentSpec, key: jax.Array) -> State:
+    """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
+    check_minibatch(config, spec.num_envs)
+    actor, critic = actor_and_critic(config, spec, key)
+    return State(
+        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        critic=critic,
+        critic_optimiser=optax.adam(config.critic_learning_rate).init(critic),
+        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+    )
+
+
+def policy_step(
+    config: TRPO, policy: StochasticPolicy, rollout: Rollout, old: Distribution, advantage: jax.Array
+) -> tuple[StochasticPolicy, dict[str, jax.Array]]:
+    """The policy after one step of Schulman et al. 2015, appendix C, or exactly as it was where no try is acceptable."""
+    flat, unravel = ravel_pytree(policy.actor)
+    old_log_prob = old.log_prob(rollout.action)
+    every = round(1 / config.fisher_fraction)  # of the rows, for the Fisher matrix
+
+    def distribution(parameters: jax.Array, obs: PyTree, action_mask: PyTree) -> Distribution:
+        return jax.vmap(policy._replace(actor=unravel(parameters)).distribution)(obs, action_mask)
+
+    def surrogate(parameters: jax.Array) -> jax.Array:
+        ratio = importance_ratio(distribution(parameters, rollout.obs, rollout.action_mask).log_prob(rollout.action), old_log_prob)
+        return masked_mean(surrogate_loss(ratio, advantage), rollout.valid)
+
+    def mean_kl(parameters: jax.Array, every: int = 1) -> jax.Array:
+        was, obs, mask, valid = jax.tree.map(lambda x: x[::every], (old, rollout.obs, rollout.action_mask, rollout.valid))
+        now = distribution(parameters, obs, mask)
+        return masked_mean(was.kl_to(now) if config.kl_direction == "old||new" else now.kl_to(was), valid)
+
+    def fisher(vector: jax.Array) -> jax.Array:
+        return hessian_vector_product(lambda parameters: mean_kl(parameters, every), flat, vector)
+
+    loss, gradient = jax.value_and_grad(surrogate)(flat)
+    direction = conjugate_gradient(lambda v: fisher(v) + config.cg_damping * v, -gradient, num_iterations=config.cg_iterations)
+    step = trust_region_scale(direction, fisher(direction), max_divergence=config.max_kl) * direction
+
+    def acceptable(scale: jax.Array) -> jax.Array:
+        candidate = flat + scale * step
+        return (surrogate(candidate) < loss) & (mean_kl(candidate) <= config.max_kl)
+
+    scale, tries = backtracking_line_search(acceptable, factor=config.backtrack_factor, num_tries=config.backtrack_tries)
+    moved = jnp.where(scale > 0, flat + scale * step, flat)
+    return policy._replace(actor=unravel(moved)), {
+        "policy_loss": surrogate(moved),
+        "gradient_norm": jnp.linalg.norm(gradient),
+        "step_scale": scale,
+        "line_search_tries": tries,
+        "constrained_kl": mean_kl(moved),
+    }
+
+
+def update(config: TRPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """One iteration on a batch [T, N]: advantages, one step of the policy, epochs of the critic, and the audit of the step."""
+    policy, ended = state.acting, rollout.terminated | rollout.truncated
+    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
+    value, next_value = state_values(state.critic, policy.normaliser, rollout)
+    flags = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
+    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    stepped, metrics = policy_step(config, policy, rollout, old, standardise(advantage, rollout.valid))
+
+    def critic_step(carry: PyTree, batch: CriticBatch) -> tuple[PyTree, dict[str, jax.Array]]:
+        def loss(critic: Critic) -> jax.Array:
+            return masked_mean(squared_value_loss(jax.vmap(critic)(batch.obs), batch.value_target), batch.valid)
+
+        critic, moments = carry
+        value_loss, gradient = jax.value_and_grad(loss)(critic)
+        change, moments = optax.adam(config.critic_learning_rate).update(gradient, moments)
+        return (optax.apply_updates(critic, change), moments), {"value_loss": value_loss}
+
+    targets = CriticBatch(normalise(policy.normaliser, rollout.obs), advantage + value, rollout.valid)
+    (critic, moments), critic_metrics = descend(
+        critic_step,
+        (state.critic, state.critic_optimiser),
+        targets,
+        key,
+        epochs=config.critic_epochs,
+        minibatch_size=config.minibatch_size,
+    )
+
+    acting = stepped._replace(normaliser=update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
+    return_scale = state.return_scale
+    if return_scale is not None:
+        return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
+    new = jax.vmap(acting.distribution)(rollout.obs, rollout.action_mask)
+    metrics |= critic_metrics | step_audit(old, new, rollout, advantage * scale, discount=config.gamma)
+    metrics["explained_variance"] = explained_variance(value, targets.value_target, rollout.valid)
+    return State(acting, critic, moments, return_scale), metrics

@@ -1,0 +1,74 @@
+"""Steps inside a trust region: curvature of a divergence, the direction it asks for, and how far to go along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .shapes import Scalar, check_same_shape
+
+Vector = jax.Array
+PyTree = Any
+
+
+def hessian_vector_product(function: Callable[[Vector], jax.Array], point: Vector, vector: Vector) -> Vector:
+    """H v for the Hessian H of `function` at `point`, by forward over reverse differentiation (Pearlmutter 1994).
+
+    Of KL(old || new) at new = old it is the Fisher-vector product (Schulman et al. 2015, arXiv:1502.05477, appendix C).
+    """
+    check_same_shape(point=point, vector=vector)
+    product: Vector = jax.jvp(jax.grad(function), (point,), (vector,))[1]
+    return product
+
+
+def conjugate_gradient(product: Callable[[Vector], Vector], target: Vector, *, num_iterations: int, tolerance: float = 1e-10) -> Vector:
+    """x with product(x) = target for a positive definite `product`, after at most `num_iterations` (Hestenes & Stiefel 1952).
+
+    It stops early once the squared residual is below `tolerance` times that of x = 0.
+    """
+    squared = jnp.vdot(target, target)
+
+    def unfinished(state: tuple[jax.Array, Vector, Vector, Vector, jax.Array]) -> jax.Array:
+        index, _, _, _, residual_squared = state
+        return (index < num_iterations) & (residual_squared > tolerance * squared)
+
+    def iteration(state: tuple[jax.Array, Vector, Vector, Vector, jax.Array]) -> tuple[jax.Array, Vector, Vector, Vector, jax.Array]:
+        index, x, residual, direction, residual_squared = state
+        image = product(direction)
+        length = residual_squared / jnp.vdot(direction, image)
+        residual = residual - length * image
+        following = jnp.vdot(residual, residual)
+        return index + 1, x + length * direction, residual, residual + following / residual_squared * direction, following
+
+    start = jnp.zeros((), jnp.int32), jnp.zeros_like(target), target, target, squared
+    return jax.lax.while_loop(unfinished, iteration, start)[1]
+
+
+def trust_region_scale(direction: Vector, curvature_times_direction: Vector, *, max_divergence: Scalar) -> jax.Array:
+    """The factor that takes `direction` to the edge of 1/2 s^T H s = max_divergence; 0 where the direction has no length.
+
+    Schulman et al. 2015, arXiv:1502.05477, appendix C.
+    """
+    check_same_shape(direction=direction, curvature_times_direction=curvature_times_direction)
+    length = jnp.vdot(direction, curvature_times_direction)
+    return jnp.where(length > 0, jnp.sqrt(2 * max_divergence / jnp.where(length > 0, length, 1)), 0)
+
+
+def backtracking_line_search(
+    acceptable: Callable[[jax.Array], jax.Array], *, factor: float, num_tries: int, dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """(the largest of 1, factor, factor^2, ... that is `acceptable`, how many were tried); 0 where none of `num_tries` is."""
+
+    def rejected(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, is_accepted = state
+        return (index < num_tries) & ~is_accepted
+
+    def attempt(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index, _ = state
+        return index + 1, acceptable(jnp.power(jnp.asarray(factor, dtype), index))
+
+    tries, is_accepted = jax.lax.while_loop(rejected, attempt, (jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
+    return jnp.where(is_accepted, jnp.power(jnp.asarray(factor, dtype), tries - 1), 0), tries
