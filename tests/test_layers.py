@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "surefoot"
 LAYERS = [
     {"math"},
-    {"types", "config", "spaces", "distributions", "networks", "policies", "normalise", "minibatches", "audit"},
+    {"types", "config", "spaces", "distributions", "networks", "policies", "normalise", "minibatches", "critics", "waiting", "audit"},
     {"envs", "replay", "collect"},
     {"algorithms"},
     {"training"},

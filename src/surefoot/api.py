@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,5 +118,8 @@ def _to_the_end(session: Session, env: Any, checkpoint_seconds: float, progress:
     with catch_signals() as stop, Progress(session, sys.stderr if progress else None) as display:
         for report in session.reports(checkpoint_seconds=checkpoint_seconds, stop=stop):
             display.update(report)
-    plot([session.path], session.path / "curve.png")
+    try:
+        plot([session.path], session.path / "curve.png")
+    except OSError as error:  # a full disk, after the run is saved
+        warnings.warn(f"the learning curve was not drawn: {error}", stacklevel=3)
     return Run(session.path, env)

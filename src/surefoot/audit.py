@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,8 @@ from .distributions import Distribution
 from .math.policy_gradient import importance_ratio
 from .math.reduce import effective_sample_size, masked_mean
 from .math.returns import time_discount
+from .normalise import ReturnScale, update_normaliser
+from .policies import StochasticPolicy
 from .types import Rollout
 
 
@@ -37,6 +41,21 @@ def step_audit(old: Distribution, new: Distribution, rollout: Rollout, advantage
         "predicted_improvement": improvement,
         "predicted_improvement_error": error,
     }
+
+
+def conclude(
+    config: Any, policy: StochasticPolicy, return_scale: ReturnScale | None, rollout: Rollout, old: Distribution, advantage: jax.Array
+) -> tuple[StochasticPolicy, ReturnScale | None, dict[str, jax.Array]]:
+    """End an iteration: take the batch into the statistics that were frozen during it, and audit the step with them in place.
+
+    `policy` has the new actor and the old normaliser, `old` is the distribution that acted; `advantage` as for `step_audit`.
+    """
+    policy = policy._replace(normaliser=update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
+    if return_scale is not None:
+        ended = rollout.terminated | rollout.truncated
+        return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
+    new = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    return policy, return_scale, step_audit(old, new, rollout, advantage, discount=config.gamma)
 
 
 def mean_per_episode(x: jax.Array, *, begins: jax.Array) -> tuple[jax.Array, jax.Array]:

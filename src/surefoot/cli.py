@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -28,12 +30,13 @@ USAGE = """usage: surefoot VERB ...
   check ENV             play an environment at random and say what is wrong with it
 
 ENV is the id of an environment, or module:factory. `surefoot VERB --help` tells more."""
+HELP = "-h", "--help"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit code 0, 1 for what went wrong in a run, 2 for a command that makes no sense, 130/143 when stopped."""
+    """Run one command; exit code 0, 1 where it could not be done, 2 where the command line cannot be read, 130/143 when stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(USAGE)
         sys.exit(0 if argv else 2)
     if argv[0] == "--version":
@@ -65,6 +68,7 @@ def fail(message: str, *, code: int = 1) -> None:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """What a user can mend is a sentence, not a traceback. SUREFOOT_TRACEBACK=1 shows both."""
+    from .envs.boundary import EnvironmentFault
     from .training.engine import NonFiniteError
     from .training.signals import Stopped
 
@@ -74,9 +78,11 @@ def user_errors() -> Iterator[None]:
         fail(str(stopped), code=128 + stopped.signal_number)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, NonFiniteError) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         if os.environ.get("SUREFOOT_TRACEBACK"):
             raise
+        if isinstance(error, EnvironmentFault) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # of the user's own code
         fail(str(error))
 
 
@@ -119,7 +125,7 @@ class ResumeOptions:
 class EvalOptions:
     """Play whole episodes with a run's policy, taking the most likely action and drawing actions, on seeds not trained on."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory, or that of several seeds."""
     episodes: int = 100
     """How many episodes of each kind."""
@@ -129,7 +135,7 @@ class EvalOptions:
 class PlotOptions:
     """Draw learning curves: several seeds of one experiment as their mean, several experiments side by side."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
     """Run directories, or those of several seeds."""
     out: Path | None = None
     """The picture, .png or .svg; by default curve.png in the first directory."""
@@ -139,7 +145,7 @@ class PlotOptions:
 class CheckOptions:
     """Play an environment at random and say in plain words what is wrong with it."""
 
-    env: Positional[str]
+    env: Annotated[Positional[str], tyro.conf.arg(metavar="ENV")]
     """An environment id, or module:factory."""
     steps: int = 1000
     """How many steps to play."""
@@ -152,17 +158,21 @@ def _train(argv: list[str]) -> None:
     from .algorithms import ALGORITHMS, named
     from .networks import find_factory
     from .training.presets import preset_for, with_settings
+    from .training.session import whole_number
 
     if any(word == "--resume" or word.startswith("--resume=") for word in argv):
         _resume(argv)
         return
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(f"usage: surefoot train ALGORITHM ENV [options]\n       surefoot train --resume RUN\n\nalgorithms: {', '.join(ALGORITHMS)}\n")
         print("`surefoot train ALGORITHM --help` lists the options.")
         sys.exit(0 if argv else 2)
-    algorithm = named(argv[0])
+    try:
+        algorithm = named(argv[0])
+    except ValueError as error:
+        fail(str(error), code=2)
 
-    def arguments(default: Any) -> Any:
+    def arguments(default: Any, words: list[str], about: str = "") -> Any:
         kind = dataclasses.make_dataclass(
             "Arguments",
             [
@@ -171,21 +181,25 @@ def _train(argv: list[str]) -> None:
                 (algorithm.name, algorithm.config, default),
             ],
         )
-        return parse(kind, argv[1:], f"train {algorithm.name}", description=algorithm.config.__doc__)
+        return parse(kind, words, f"train {algorithm.name}", description=f"{algorithm.config.__doc__}{about}")
 
-    # Settings that are not given take the preset's values, and the preset depends on an argument: read once to know it.
     default = algorithm.config()
-    given = arguments(default)
+    words = [word for word in argv[1:] if word not in HELP]
+    if len(words) < len(argv) - 1:
+        settings = preset_for(default, words[0]) if words and "--no-preset" not in words else {}
+        arguments(with_settings(default, settings), ["--help"], f" The defaults are the preset of {words[0]}." if settings else "")
+    # Settings that are not given take the preset's values, and the preset depends on an argument: read once to know it.
+    given = arguments(default, words)
     if given.run.preset:
         default = with_settings(default, preset_for(default, given.env))
-        given = arguments(default)
+        given = arguments(default, words)
     settings = getattr(given, algorithm.name)
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     config = algorithm.config(**{name: value for name, value in chosen.items() if value != getattr(default, name)})
     if config.network != "mlp":
         find_factory(config.network, import_module=True)
     options = given.run
-    if options.seeds > 1:
+    if whole_number("seeds", options.seeds, minimum=1) > 1:
         _train_seeds(given.env, options, argv)
         return
     _finish(
@@ -212,7 +226,7 @@ def _resume(argv: list[str]) -> None:
         _finish(lambda: api.resume(options.resume, checkpoint_seconds=options.checkpoint_seconds))
         return
     more = ["--checkpoint-seconds", str(options.checkpoint_seconds)]
-    run_side_by_side({run.name: ["train", "--resume", str(run), *more] for run in runs})
+    run_side_by_side({run.name: ["train", "--resume", str(run), *more] for run in runs}, options.resume)
     _show_seeds(options.resume, runs)
 
 
@@ -224,12 +238,19 @@ def _finish(run: Callable[[], Any]) -> None:
 
 def _train_seeds(env: str, options: TrainOptions, argv: list[str]) -> None:
     from .training.session import create_directory
+    from .training.signals import Stopped
 
     directory = create_directory(options.out, f"{argv[0]}-{env}")
     shared = without_options(argv, "--seeds", "--seed", "--out")
     seeds = range(options.seed, options.seed + options.seeds)
     commands = {f"seed-{seed}": ["train", *shared, "--seed", str(seed), "--out", str(directory / f"seed-{seed}")] for seed in seeds}
-    run_side_by_side(commands)
+    try:
+        run_side_by_side(commands, directory)
+    except Stopped:
+        for name in commands:
+            if not (directory / name / "run.json").exists():
+                print(f"surefoot: {name} had not begun; start it with `surefoot {shlex.join(commands[name])}`", file=sys.stderr)
+        raise
     _show_seeds(directory, [directory / name for name in commands])
 
 
@@ -281,6 +302,8 @@ def _plot(argv: list[str]) -> None:
     from .report.curves import plot
 
     options = parse(PlotOptions, argv, "plot")
+    if not options.runs:
+        fail("plot expects at least one run directory", code=2)
     out = options.out or options.runs[0] / "curve.png"
     plot(options.runs, out)
     print(out)
@@ -292,7 +315,9 @@ def _list(argv: list[str]) -> None:
     from .envs.classic import CLASSIC
 
     what = argv[0] if argv else ""
-    if what == "algorithms":
+    if what in HELP:
+        print("usage: surefoot list algorithms|envs")
+    elif what == "algorithms":
         for name, algorithm in ALGORITHMS.items():
             print(f"{name:<12} {algorithm.config.__doc__}")
     elif what == "envs":
@@ -310,15 +335,19 @@ def _list(argv: list[str]) -> None:
 
 def _check(argv: list[str]) -> None:
     from .envs.check import check, print_findings
+    from .training.session import whole_number
 
     options = parse(CheckOptions, argv, "check")
-    findings = check(options.env, num_steps=options.steps, seed=options.seed)
+    findings = check(options.env, num_steps=whole_number("steps", options.steps, minimum=1), seed=options.seed)
     print_findings(options.env, findings)
     sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 
-def run_side_by_side(commands: dict[str, list[str]]) -> None:
-    """Run surefoot commands in processes of their own, as many at a time as there are cores; every line under its name."""
+def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
+    """Run surefoot commands in processes of their own, as many at a time as there are cores; every line under its name.
+
+    `directory` is where they work, to be named when they are stopped.
+    """
     import signal
     import subprocess
     import threading
@@ -359,7 +388,7 @@ def run_side_by_side(commands: dict[str, list[str]]) -> None:
                     del running[name]
             if running:
                 time.sleep(0.05)
-        stop.poll()
+        stop.poll(directory)
     if failed := [name for name, code in codes.items() if code]:
         fail(f"{', '.join(failed)} of {len(commands)} did not finish; the messages are above")
 

@@ -68,13 +68,12 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 def check_bounds(config: Any, **intervals: str) -> None:
     """Raise unless each named setting lies in its interval, written as in mathematics: "[0, 1]", "(0, inf)".
 
-    None lies in every interval, a tuple where each of its items does.
+    None lies in every interval.
     """
     for name, interval in intervals.items():
         value = getattr(config, name)
         low, high = (float(end) for end in interval[1:-1].split(","))
-        for item in value if isinstance(value, tuple) else () if value is None else (value,):
-            above = item >= low if interval[0] == "[" else item > low
-            below = item <= high if interval[-1] == "]" else item < high
-            if not (above and below):
-                raise ValueError(f"{type(config).__name__}.{name} must lie in {interval}, got {value!r}.")
+        above = value is None or (value >= low if interval[0] == "[" else value > low)
+        below = value is None or (value <= high if interval[-1] == "]" else value < high)
+        if not (above and below):
+            raise ValueError(f"{type(config).__name__}.{name} must lie in {interval}, got {value!r}.")

@@ -48,6 +48,8 @@ class MLP(eqx.Module):
     def __init__(
         self, observation_space: gymnasium.Space[Any], key: jax.Array, *, hidden: Sequence[int] = (64, 64), activation: str = "tanh"
     ):
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"hidden expects widths of at least 1, got {tuple(hidden)}.")
         self.plan = encoder(observation_space)
         self.activation = activation
         sizes = [encoded_size(self.plan), *hidden]

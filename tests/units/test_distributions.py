@@ -73,10 +73,9 @@ def test_masked_categorical_is_the_one_of_the_legal_actions(x64):
     assert not gradient[..., ~mask].any()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_single_legal_action_is_certain_and_has_finite_gradients(x64, dtype):
+def test_a_single_legal_action_is_certain_and_has_finite_gradients():
     mask = jnp.arange(4) == 2
-    logits = jnp.asarray(random_logits(0), dtype)
+    logits = jnp.asarray(random_logits(0))
 
     def everything(logits):
         distribution = Categorical.from_logits(logits, jnp.broadcast_to(mask, logits.shape))
@@ -84,8 +83,8 @@ def test_a_single_legal_action_is_certain_and_has_finite_gradients(x64, dtype):
         return jnp.stack([distribution.log_prob(jnp.full((2, 3), 2)), distribution.entropy(), kl])
 
     np.testing.assert_array_equal(everything(logits), 0.0)
-    np.testing.assert_array_equal(jax.jacrev(everything)(logits), 0.0)
-    samples = Categorical.from_logits(jnp.zeros((NUM_DRAWS, 4), dtype), jnp.broadcast_to(mask, (NUM_DRAWS, 4))).sample(jax.random.key(0))
+    np.testing.assert_array_equal(jax.jit(jax.jacrev(everything))(logits), 0.0)
+    samples = Categorical.from_logits(jnp.zeros((NUM_DRAWS, 4)), jnp.broadcast_to(mask, (NUM_DRAWS, 4))).sample(jax.random.key(0))
     assert (samples == 2).all()
 
 

@@ -33,7 +33,9 @@ NESTED = Dict(
 # validate
 
 
-@pytest.mark.parametrize("space", [VECTOR, Discrete(3, start=-1), MultiDiscrete([2, 3]), MultiBinary(3), NESTED, Box(0, 255, (4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "space", [VECTOR, Discrete(3, start=-1), MultiDiscrete([2, 3]), MultiBinary(3), NESTED, Box(0, 255, (4, 4), np.uint8)]
+)
 def test_supported_observations_pass(space):
     validate(space, Discrete(2))
 
@@ -263,7 +265,13 @@ def test_json_keeps_the_order_of_a_dictionary():
 
 
 def test_equal_bounds_are_written_once():
-    assert to_json(Box(0, 255, (64, 64, 3), np.uint8)) == {"type": "Box", "low": ["0"], "high": ["255"], "shape": [64, 64, 3], "dtype": "uint8"}
+    assert to_json(Box(0, 255, (64, 64, 3), np.uint8)) == {
+        "type": "Box",
+        "low": ["0"],
+        "high": ["255"],
+        "shape": [64, 64, 3],
+        "dtype": "uint8",
+    }
 
 
 def box(**changes):
@@ -325,5 +333,5 @@ def nested(depth):
 )
 @pytest.mark.filterwarnings("error")
 def test_json_that_is_no_space_is_a_value_error(data):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):  # whichever it is, it says something
         from_json(data)

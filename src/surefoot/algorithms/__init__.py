@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import ppo, trpo
+from . import ppo, reinforce, trpo
 
 
 class Algorithm(NamedTuple):
@@ -20,6 +20,7 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
+    "reinforce": Algorithm("reinforce", reinforce.REINFORCE, reinforce.init, reinforce.act, reinforce.update),
     "trpo": Algorithm("trpo", trpo.TRPO, trpo.init, trpo.act, trpo.update),
     "ppo": Algorithm("ppo", ppo.PPO, ppo.init, ppo.act, ppo.update),
 }

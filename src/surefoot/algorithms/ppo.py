@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..audit import step_audit
+from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..distributions import Distribution
 from ..math.divergences import kl_k3
@@ -23,7 +23,7 @@ from ..math.returns import gae
 from ..math.values import clipped_value_loss
 from ..minibatches import check_minibatch, descend
 from ..networks import network_name
-from ..normalise import ReturnScale, normalise, observation_normaliser, update_normaliser
+from ..normalise import ReturnScale, normalise, observation_normaliser
 from ..policies import Actor, Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, Observation, PyTree, Rollout
 
@@ -144,7 +144,7 @@ def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array, config: PP
 
 def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration of Algorithm 1 on a batch [T, N]: advantages, epochs of minibatches, and the audit of the step."""
-    policy, ended = state.acting, rollout.terminated | rollout.truncated
+    policy = state.acting
     remaining = 1.0 - rollout.progress
     learning_rate = config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0)
     clip = config.clip * (remaining if config.clip_schedule == "linear" else 1.0)
@@ -182,12 +182,9 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
     )
 
-    acting = StochasticPolicy(actor, update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
-    return_scale = state.return_scale
-    if return_scale is not None:
-        return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
-    new = jax.vmap(acting.distribution)(rollout.obs, rollout.action_mask)
-    metrics |= step_audit(old, new, rollout, advantage * scale, discount=config.gamma)
+    moved = policy._replace(actor=actor)
+    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
+    metrics |= audit
     metrics |= {
         "explained_variance": explained_variance(value, transitions.value_target, rollout.valid),
         "clip": clip,

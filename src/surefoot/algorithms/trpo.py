@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ..audit import step_audit
+from ..audit import conclude
 from ..config import check_bounds, configuration
+from ..critics import ValueTargets, fit_critic
 from ..distributions import Distribution
 from ..math.policy_gradient import importance_ratio, surrogate_loss
 from ..math.reduce import explained_variance, masked_mean, standardise
 from ..math.returns import gae
 from ..math.trust_region import backtracking_line_search, conjugate_gradient, hessian_vector_product, trust_region_scale
-from ..math.values import squared_value_loss
-from ..minibatches import check_minibatch, descend
+from ..minibatches import check_minibatch
 from ..networks import network_name
-from ..normalise import ReturnScale, normalise, observation_normaliser, update_normaliser
+from ..normalise import ReturnScale, normalise, observation_normaliser
 from ..policies import Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, PyTree, Rollout
 
@@ -89,14 +89,6 @@ class State(NamedTuple):
     return_scale: ReturnScale | None  # None where rewards are not normalised
 
 
-class CriticBatch(NamedTuple):
-    """What the critic is fitted to, [T, N, ...] or a minibatch [B, ...] of it."""
-
-    obs: PyTree  # normalised
-    value_target: jax.Array
-    valid: jax.Array
-
-
 def init(config: TRPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
@@ -153,7 +145,7 @@ def policy_step(
 
 def update(config: TRPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration on a batch [T, N]: advantages, one step of the policy, epochs of the critic, and the audit of the step."""
-    policy, ended = state.acting, rollout.terminated | rollout.truncated
+    policy = state.acting
     scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
     value, next_value = state_values(state.critic, policy.normaliser, rollout)
     flags = rollout.terminated, rollout.truncated
@@ -161,30 +153,10 @@ def update(config: TRPO, state: State, rollout: Rollout, frozen: None, key: jax.
     old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
     stepped, metrics = policy_step(config, policy, rollout, old, standardise(advantage, rollout.valid))
 
-    def critic_step(carry: PyTree, batch: CriticBatch) -> tuple[PyTree, dict[str, jax.Array]]:
-        def loss(critic: Critic) -> jax.Array:
-            return masked_mean(squared_value_loss(jax.vmap(critic)(batch.obs), batch.value_target), batch.valid)
+    targets = ValueTargets(normalise(policy.normaliser, rollout.obs), advantage + value, rollout.valid)
+    critic, critic_optimiser, critic_metrics = fit_critic(config, state.critic, state.critic_optimiser, targets, key)
 
-        critic, moments = carry
-        value_loss, gradient = jax.value_and_grad(loss)(critic)
-        change, moments = optax.adam(config.critic_learning_rate).update(gradient, moments)
-        return (optax.apply_updates(critic, change), moments), {"value_loss": value_loss}
-
-    targets = CriticBatch(normalise(policy.normaliser, rollout.obs), advantage + value, rollout.valid)
-    (critic, moments), critic_metrics = descend(
-        critic_step,
-        (state.critic, state.critic_optimiser),
-        targets,
-        key,
-        epochs=config.critic_epochs,
-        minibatch_size=config.minibatch_size,
-    )
-
-    acting = stepped._replace(normaliser=update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
-    return_scale = state.return_scale
-    if return_scale is not None:
-        return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
-    new = jax.vmap(acting.distribution)(rollout.obs, rollout.action_mask)
-    metrics |= critic_metrics | step_audit(old, new, rollout, advantage * scale, discount=config.gamma)
+    acting, return_scale, audit = conclude(config, stepped, state.return_scale, rollout, old, advantage * scale)
+    metrics |= critic_metrics | audit
     metrics["explained_variance"] = explained_variance(value, targets.value_target, rollout.valid)
-    return State(acting, critic, moments, return_scale), metrics
+    return State(acting, critic, critic_optimiser, return_scale), metrics

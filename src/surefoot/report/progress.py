@@ -14,7 +14,6 @@ from ..training.engine import DeviceEngine
 from ..training.session import Report, Session
 
 PLAIN_SECONDS = 5.0  # between plain lines
-SPLIT_SECONDS = 10.0  # between measurements of a compiled iteration's two halves
 
 
 class Progress:
@@ -28,8 +27,8 @@ class Progress:
             Live(console=self.console, refresh_per_second=8, transient=True) if self.console.is_terminal and not self.quiet else None
         )
         self.printed_step = -1
-        self.printed = self.measured = -float("inf")
-        self.collecting: float | None = None  # seconds of an iteration, of a device environment
+        self.printed = -float("inf")
+        self.collecting: float | None = None  # seconds in an iteration on a device environment, once measured
         self.report: Report | None = None
 
     def __enter__(self) -> Progress:
@@ -52,6 +51,7 @@ class Progress:
             self._print("nothing left to do: the run is complete")
         elif self.live:
             self.live.start()
+            self.console.show_cursor()  # a killed process could not bring it back
             self.live.update(Spinner("dots", "compiling the first iteration (the result is cached for the next run)"))
         else:
             self._print("compiling the first iteration (the result is cached for the next run) ...")
@@ -73,13 +73,9 @@ class Progress:
             self.compiled, self.first_step = now, report.step
             self._print(f"compiled in {now - self.started:.1f} s")
         self.report = report
-        if (
-            not self.quiet
-            and isinstance(self.session.engine, DeviceEngine)
-            and now - self.measured > SPLIT_SECONDS
-            and now - self.compiled > 1.0
-        ):
-            self.collecting, self.measured = self.session.engine.time_collecting(), time.monotonic()
+        engine = self.session.engine
+        if self.collecting is None and not self.quiet and isinstance(engine, DeviceEngine) and now - self.compiled > 1.0:
+            self.collecting = engine.time_collecting()
         if self.live:
             self.live.update(Spinner("dots", self._line(report)))
         elif now - self.printed >= PLAIN_SECONDS:
@@ -95,19 +91,22 @@ class Progress:
             "no episode yet" if episode_return is None else f"return {episode_return:.1f}",
             f"KL {metrics['kl']:.4f}" if metrics.get("kl") is not None else "",
             f"{metrics['time/steps_per_second']:,.0f} steps/s",
-            self._split(metrics),
+            self._split(report),
         ]
-        elapsed = time.monotonic() - self.compiled
-        if report.step > self.first_step and report.step < total:
-            parts.append(f"{_clock(elapsed / (report.step - self.first_step) * (total - report.step))} left")
+        if self.first_step < report.step < total:
+            parts.append(f"{_clock(self._seconds_per_step(report) * (total - report.step))} left")
         return "  ".join(part for part in parts if part)
 
-    def _split(self, metrics: dict[str, Any]) -> str:
+    def _split(self, report: Report) -> str:
         if self.collecting is not None:
-            share = min(1.0, self.collecting / self.session.engine.seconds["total"])
+            share = min(1.0, self.collecting / (self._seconds_per_step(report) * self.session.engine.batch_steps))
             return f"environment + acting {share:.0%}, learning {1 - share:.0%}"
         names = ("environment", "acting", "learning")
-        return ", ".join(f"{name} {metrics[f'time/{name}']:.0%}" for name in names if f"time/{name}" in metrics)
+        return ", ".join(f"{name} {report.metrics[f'time/{name}']:.0%}" for name in names if f"time/{name}" in report.metrics)
+
+    def _seconds_per_step(self, report: Report) -> float:
+        """Since the first iteration, which compiled."""
+        return (time.monotonic() - self.compiled) / (report.step - self.first_step)
 
     def _print(self, line: str) -> None:
         self.console.print(Text(line))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from .seeding import key_for, seed_for
 from .session import whole_number
 
 CHUNK = 100  # steps between two looks at whether to stop
-MAX_STEPS = 1_000_000  # of one stream: an environment without end must not hang an evaluation
+MAX_STEPS = 100_000  # of one episode: an environment without end must not hang an evaluation
 
 
 def evaluate(
@@ -86,21 +87,25 @@ def _evaluate_host(
     total = np.zeros(environment.spec.num_envs)
     quota = -(-episodes // len(total))
     returns: list[list[float]] = [[] for _ in total]
-    for index in range(MAX_STEPS // CHUNK):
-        rollout = collector.collect(policy.acting, 1.0, jax.random.fold_in(key_for(seed, "evaluation actions"), index))
+    action_key = key_for(seed, "evaluation actions")
+    for index in count():
+        unfinished = [n for n, of_stream in enumerate(returns) if len(of_stream) < quota]
+        if not unfinished:
+            break
+        if collector.time[unfinished].max() >= MAX_STEPS:
+            raise _no_end()
+        rollout = collector.collect(policy.acting, 1.0, jax.random.fold_in(action_key, index))
         for reward, ended, valid in zip(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid, strict=True):
             total += np.where(valid, reward, 0.0)
             for n in np.flatnonzero(ended & valid):
                 returns[n].append(float(total[n]))
                 total[n] = 0.0
-        if all(len(of_stream) >= quota for of_stream in returns):
-            return np.array([of_stream[:quota] for of_stream in returns]).ravel()[:episodes]
         poll()
-    raise _no_end()
+    return np.array([of_stream[:quota] for of_stream in returns]).ravel()[:episodes]
 
 
 def _no_end() -> ValueError:
     return ValueError(
-        f"After {MAX_STEPS} steps of each environment some episode had still not ended; give the environment a time limit "
+        f"After {MAX_STEPS:,} steps an episode had still not ended; give the environment a time limit "
         "(gymnasium.make(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit)."
     )

@@ -20,7 +20,8 @@ import jax
 
 from ..envs import environment_name, is_device, is_vector, make
 from ..networks import find_factory
-from .checkpoint import CheckpointError, SaveError, lock, newest, save
+from ..spaces import from_json
+from .checkpoint import Checkpoint, CheckpointError, RunLocked, SaveError, lock, newest, save
 from .engine import DeviceEngine, Engine, HostEngine
 from .logs import Logs
 from .policy import Policy, describe, undescribe
@@ -43,13 +44,14 @@ class Session:
 
     def __init__(self, path: Path, record: dict[str, Any], config: Any, env: Any):
         self.path, self.record, self.config = path, record, config
-        self._open = ExitStack()
-        self._open.enter_context(lock(path))
-        self.environment, self.spec = make(env, record["num_envs"])
-        engine = DeviceEngine if is_device(self.environment) else HostEngine
-        self.engine: Engine = engine(config, self.environment, self.spec, seed=record["seed"], total_steps=record["steps"])
-        if not is_vector(env):
-            self._open.callback(self.engine.close)
+        with ExitStack() as opened:
+            opened.enter_context(lock(path))
+            environment, self.spec = make(env, record["num_envs"])
+            if not is_device(environment) and not is_vector(env):
+                opened.callback(environment.close)
+            engine = DeviceEngine if is_device(environment) else HostEngine
+            self.engine: Engine = engine(config, environment, self.spec, seed=record["seed"], total_steps=record["steps"])
+            self._open = opened.pop_all()  # all is well: it stays open until `close`
         self.seconds = 0.0  # of training, in all the processes of this run
         self.metrics_size = 0
 
@@ -79,8 +81,10 @@ class Session:
         }
         try:
             session = cls(path, record, config, env)
-            session.record |= describe(config, session.spec) | {"resume": session.spec.resume}
+            session.record |= session.identity | {"resume": session.spec.resume}
             write_json(path / "run.json", session.record)
+        except RunLocked:
+            raise  # another process has begun in this directory just now
         except BaseException:
             remove_empty(path)
             raise
@@ -94,21 +98,17 @@ class Session:
         if config.network != "mlp":
             find_factory(config.network, import_module=True)
         session = cls(path, record, config, spec.name if env is None else env)
-        now = describe(config, session.spec)
-        if differences := [f"{key}: {record[key]} in the run, {now[key]} now" for key in now if record[key] != now[key]]:
+        try:
+            refuse_differences(path / "run.json", record, session.identity)
+            checkpoint = newest(path / "checkpoints")
+            if checkpoint is not None:
+                session._restore(checkpoint)
+        except BaseException:
             session.close()
-            raise CheckpointError(f"{path} is a run on another environment: " + "; ".join(differences))
+            raise
         installed = versions()
         if changed := [f"{name} {was} -> {installed.get(name)}" for name, was in record["versions"].items() if installed.get(name) != was]:
             warnings.warn(f"other versions than at the start, so the bits may differ: {', '.join(changed)}", stacklevel=2)
-        checkpoint = newest(path / "checkpoints")
-        if checkpoint is not None:
-            try:
-                session.engine.restore(checkpoint)
-            except BaseException:
-                session.close()
-                raise
-            session.seconds, session.metrics_size = checkpoint.info["seconds"], checkpoint.info["metrics_size"]
         return session
 
     def reports(self, *, checkpoint_seconds: float, stop: StopRequest | None = None) -> Iterator[Report]:
@@ -127,8 +127,8 @@ class Session:
                         metrics = {"step": engine.step, "iteration": engine.iteration} | metrics | self._times()
                         logs.write(metrics, engine.step)
                         if engine.finished or request.signal_number is not None or now - saved_at >= checkpoint_seconds:
-                            self._save(logs)
-                            saved_step, saved_at = engine.step, time.monotonic()
+                            saved_step = engine.step if self._save(logs) else saved_step
+                            saved_at = time.monotonic()
                         request.poll(self.path)
                     yield Report(engine.step, metrics, self.policy)
                     mark = time.monotonic()  # what the caller did meanwhile is not training
@@ -136,6 +136,14 @@ class Session:
                 if saved_step < engine.step:
                     self._save(logs)
                 raise
+            if saved_step < engine.step:
+                remedy = f"make room, and `surefoot train --resume {self.path}` repeats what came after step {saved_step}"
+                raise SaveError(f"The end of the run could not be saved; {remedy}.")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with a run, as JSON."""
+        return describe(self.config, self.spec) | {"seed": self.record["seed"]}
 
     @property
     def policy(self) -> Policy:
@@ -153,15 +161,28 @@ class Session:
         shares = {f"time/{name}": round(seconds / total, 4) for name, seconds in parts.items()}
         return {"time/steps_per_second": round(self.engine.batch_steps / total, 1), "time/seconds": round(self.seconds, 3), **shares}
 
-    def _save(self, logs: Logs) -> None:
-        """Write a checkpoint and the policy; a full disk is a warning, since the run and its last checkpoint are intact."""
+    def _save(self, logs: Logs) -> bool:
+        """Write the policy and a checkpoint; a full disk is a warning, since the run and its last checkpoint are intact."""
         trees, info = self.engine.snapshot()
         try:
-            info |= {"seconds": self.seconds, "metrics_size": logs.sync()}
+            info |= {"seconds": self.seconds, "metrics_size": logs.sync(), "run": self.identity}
+            self.policy.save(self.path / "policy.safetensors")  # first, so that a checkpoint's policy is never missing
             save(self.path / "checkpoints", self.engine.step, trees, info)
-            self.policy.save(self.path / "policy.safetensors")
         except (SaveError, OSError) as error:
-            warnings.warn(f"{error}; training goes on and the next checkpoint will be tried as usual", stacklevel=2)
+            warnings.warn(f"{error}; what was saved before is intact", stacklevel=2)
+            return False
+        return True
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint; CheckpointError where it is another run's."""
+        try:
+            refuse_differences(checkpoint.path, checkpoint.info["run"], self.identity)
+            self.engine.restore(checkpoint)
+            self.seconds, self.metrics_size = checkpoint.info["seconds"], checkpoint.info["metrics_size"]
+        except CheckpointError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path} is not a checkpoint of this run: {error!r}.") from error
 
 
 def whole_number(name: str, value: float, *, minimum: int) -> int:
@@ -217,14 +238,32 @@ def read_record(path: Path) -> dict[str, Any]:
     """The run.json of a run directory; CheckpointError where there is none that can be used."""
     try:
         record = json.loads((path / "run.json").read_text())
-        version = record["format"]
+        if not isinstance(record, dict) or "format" not in record:
+            raise ValueError("it is not the record of a run.")
+        if record["format"] != RUN_FORMAT:
+            raise ValueError(f"it has format {record['format']}, and this version of surefoot reads format {RUN_FORMAT}.")
+        if lacking := {"preset", "resume", "seed", "steps", "versions"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
+        for name, minimum in {"steps": 1, "seed": 0, "num_envs": 1}.items():
+            whole_number(name, record[name], minimum=minimum)
+        undescribe(record)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a run directory: it holds no run.json.") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path / 'run.json'} is corrupt: {error!r}.") from error
-    if version != RUN_FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {RUN_FORMAT}.")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path / 'run.json'} cannot be used: {error}") from error
     return record
+
+
+def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise CheckpointError, naming what differs, unless two `Session.identity` are the same."""
+
+    def readable(value: Any) -> Any:
+        return " ".join(str(from_json(value)).split()) if isinstance(value, dict) else repr(value)
+
+    before, now = ({**identity, **identity["config"], "config": None} for identity in (before, now))
+    if differing := [name for name in now if before.get(name) != now[name]]:
+        listed = "; ".join(f"{name} was {readable(before.get(name))} and is now {readable(now[name])}" for name in differing)
+        raise CheckpointError(f"{source} does not belong to this run: {listed}.")
 
 
 def versions() -> dict[str, str]:

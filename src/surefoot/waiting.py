@@ -1,0 +1,72 @@
+"""Rows of unfinished episodes wait in the learner's state until their episode has ended, for methods that need whole ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+
+from .math.reduce import masked_mean
+from .spaces import action_size, zeros
+from .types import EnvironmentSpec, Observation, Rollout
+
+
+class Rows(NamedTuple):
+    """What is kept of each row, [T, N, ...]."""
+
+    obs: Observation
+    action: jax.Array
+    action_mask: jax.Array | None
+    reward: jax.Array
+    old_log_prob: jax.Array  # of the policy that acted; 0 in rows that are not valid
+    terminated: jax.Array
+    truncated: jax.Array
+    valid: jax.Array
+    time: jax.Array
+
+
+def empty_window(spec: EnvironmentSpec, length: int) -> Rows:
+    """`length` rows [length, N, ...] before the first batch, none of them valid."""
+    shape, size = (length, spec.num_envs), action_size(spec.action_space)
+    discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
+    return Rows(
+        obs=jax.tree.map(jnp.asarray, zeros(spec.observation_space, *shape)),
+        action=jnp.zeros(shape, jnp.int32) if discrete else jnp.zeros((*shape, size)),
+        action_mask=jnp.zeros((*shape, size), bool) if spec.has_action_mask else None,
+        reward=jnp.zeros(shape),
+        old_log_prob=jnp.zeros(shape),
+        terminated=jnp.zeros(shape, bool),
+        truncated=jnp.zeros(shape, bool),
+        valid=jnp.zeros(shape, bool),
+        time=jnp.zeros(shape, jnp.int32),
+    )
+
+
+def rows_of(rollout: Rollout, reward: jax.Array, old_log_prob: jax.Array) -> Rows:
+    """The rows of a rollout, with `reward` [T, N] as it is to be credited."""
+    log_prob = jnp.where(rollout.valid, old_log_prob, 0)
+    given = {name: getattr(rollout, name) for name in Rows._fields if name not in ("reward", "old_log_prob")}
+    return Rows(reward=reward, old_log_prob=log_prob, **given)
+
+
+def join(window: Rows, rows: Rows) -> tuple[Rows, Rows, jax.Array]:
+    """The window [W, N, ...] before the new rows [T, N, ...]; the window to keep, their last W; and which rows are complete.
+
+    Complete are the rows of episodes that end among the new rows and whose every row is here.
+    """
+    length = len(window.time)
+    joined: Rows = jax.tree.map(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), window, rows)
+    kept = jax.tree.map(lambda x: x[x.shape[0] - length :], joined)
+    ended = (joined.terminated | joined.truncated) & joined.valid
+    index = jnp.arange(len(ended))[:, None]
+    end = jax.lax.cummin(jnp.where(ended, index, len(ended)), axis=0, reverse=True)  # of each row's episode
+    complete = joined.valid & (end >= length) & (end < len(ended)) & (index >= joined.time)
+    return joined, kept, complete
+
+
+def mean_of_others(x: jax.Array, own_sum: jax.Array, own_count: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of x over the masked rows of all other episodes, at every row; 0 where there is no other episode."""
+    others = masked_mean(x, mask) * jnp.sum(mask) - own_sum
+    return others / jnp.maximum(jnp.sum(mask) - own_count, 1)

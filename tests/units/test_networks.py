@@ -1,0 +1,255 @@
+"""Networks: what the built-in one computes, what a user's own may be, and that a name never makes a module load."""
+
+import functools
+import sys
+import types
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+
+from surefoot import networks
+from surefoot.networks import ACTIVATIONS, MLP, Pure, build_torso, find_factory, network_name, orthogonal_linear, register
+
+SPACE = Box(-1.0, 1.0, (3,))
+OBS = np.array([0.5, -2.0, 1.0], np.float32)
+SHAPE = {"hidden": (8,), "activation": "tanh"}
+
+
+class Torso(eqx.Module):
+    mlp: eqx.nn.MLP
+
+    def __init__(self, space, key):
+        self.mlp = eqx.nn.MLP(3, 5, 4, depth=1, key=key)
+
+    def __call__(self, obs):
+        return self.mlp(obs)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(networks, "_factories", {})
+
+
+# The built-in network
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0, 2**0.5])
+@pytest.mark.parametrize(("in_size", "out_size"), [(3, 7), (7, 3), (4, 4)])
+def test_weights_are_orthogonal_times_the_gain(x64, in_size, out_size, gain):
+    layer = orthogonal_linear(in_size, out_size, gain, jax.random.key(0))
+    weight = np.asarray(layer.weight)
+    gram = weight @ weight.T if out_size <= in_size else weight.T @ weight
+    np.testing.assert_allclose(gram, gain**2 * np.eye(min(in_size, out_size)), rtol=1e-12, atol=1e-12)
+    assert weight.shape == (out_size, in_size)
+    assert layer.bias.shape == (out_size,)
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_is_its_layers_one_after_the_other(activation):
+    """On a dictionary, so that the encoding is part of it."""
+    space = Dict(place=Discrete(2, start=1), speed=Box(-9.0, 9.0, (2,)))
+    obs = {"place": np.int32(2), "speed": np.array([3.0, -0.5], np.float32)}
+    mlp = MLP(space, jax.random.key(0), hidden=(4, 6), activation=activation)
+    x = np.array([0.0, 1.0, 3.0, -0.5])
+    for layer in mlp.layers:
+        x = np.asarray(ACTIVATIONS[activation](np.asarray(layer.weight, np.float64) @ x + np.asarray(layer.bias)))
+    np.testing.assert_allclose(jax.jit(lambda mlp, obs: mlp(obs))(mlp, obs), x, rtol=1e-5, atol=1e-6)
+    assert [layer.weight.shape for layer in mlp.layers] == [(4, 4), (6, 4)]
+    gains = [np.linalg.norm(np.asarray(layer.weight), ord=2) for layer in mlp.layers]
+    np.testing.assert_allclose(gains, 2**0.5, rtol=1e-5)
+
+
+def test_layers_of_an_mlp_differ():
+    first, second = MLP(SPACE, jax.random.key(0), hidden=(3, 3)).layers
+    assert np.abs(first.weight - second.weight).max() > 0.1
+
+
+def test_an_mlp_without_hidden_layers_passes_the_observation_on():
+    torso, size = build_torso("mlp", SPACE, jax.random.key(0), hidden=(), activation="tanh")
+    assert size == 3
+    np.testing.assert_array_equal(torso(OBS), OBS)
+
+
+@pytest.mark.parametrize("hidden", [(0,), (64, -1)])
+def test_hidden_layers_have_a_width(hidden):
+    with pytest.raises(ValueError, match=r"hidden expects widths of at least 1, got \("):
+        build_torso("mlp", SPACE, jax.random.key(0), hidden=hidden, activation="tanh")
+
+
+# A user's own
+
+
+def build(factory, space=SPACE):
+    return build_torso(network_name(factory), space, jax.random.key(0), **SHAPE)
+
+
+def test_a_module_of_five_lines_works_and_can_be_trained():
+    torso, size = build(Torso)
+    assert size == 5
+    assert isinstance(torso, Pure)  # an eqx.nn.MLP holds its activation as a leaf, which no optimiser could step
+    plain = Torso(SPACE, jax.random.key(0))
+    np.testing.assert_array_equal(torso(OBS), plain(OBS))
+    gradient = jax.jit(jax.grad(lambda torso: jnp.sum(torso(OBS) ** 2)))(torso)
+    expected = eqx.filter_jit(eqx.filter_grad(lambda torso: jnp.sum(torso(OBS) ** 2)))(plain)
+    assert len(jax.tree.leaves(gradient)) == 4
+    for leaf, expected_leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6)
+        assert np.abs(leaf).max() > 0
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, torso, gradient)
+    assert np.abs(moved(OBS) - torso(OBS)).max() > 1e-3
+
+
+def test_a_module_of_arrays_alone_is_taken_as_it_is():
+    class Arrays(eqx.Module):
+        weight: jax.Array
+        width: int = eqx.field(static=True)
+
+        def __init__(self, space, key):
+            self.width, self.weight = 2, jnp.ones((2, 3))
+
+        def __call__(self, obs):
+            return self.weight @ obs
+
+    torso, size = build(Arrays)
+    assert isinstance(torso, Arrays)
+    assert size == 2
+
+
+def test_a_function_that_builds_a_torso_works():
+    torso, size = build(lambda space, key: lambda obs: obs["a"] * 2.0, Dict(a=SPACE))
+    assert size == 3
+    np.testing.assert_array_equal(torso({"a": OBS}), OBS * 2)
+    assert jax.tree.leaves(torso) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "given"),
+    [
+        (lambda obs: jnp.sum(obs), r"float32\[\]"),
+        (lambda obs: obs[None], r"float32\[1, 3\]"),
+        (lambda obs: jnp.argsort(obs), r"int32\[3\]"),
+        (lambda obs: {"features": obs}, "dict"),
+        (lambda obs: None, "NoneType"),
+    ],
+)
+def test_outputs_that_are_not_features_are_refused(output, given):
+    with pytest.raises(ValueError, match=rf"must turn one observation into a float vector of features, but gave {given}\."):
+        build(lambda space, key: output)
+
+
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(ValueError, match=r"gave int, which cannot be called on an observation"):
+        build(lambda space, key: 3)
+
+
+def test_arrays_that_cannot_be_trained_are_refused_with_the_remedy():
+    class Table(eqx.Module):
+        weight: jax.Array
+        order: jax.Array
+
+        def __init__(self, space, key):
+            self.weight, self.order = jnp.ones(3), jnp.arange(3)
+
+        def __call__(self, obs):
+            return self.weight * obs[self.order]
+
+    with pytest.raises(ValueError, match=r"holds an array of int32 in order, which cannot be trained; .*field\(static=True\)"):
+        build(Table)
+
+
+# Names
+
+
+def test_a_network_is_recorded_by_module_and_name():
+    assert network_name("mlp") == "mlp"
+    assert network_name(Torso) == f"{__name__}:Torso"
+    assert find_factory(f"{__name__}:Torso", import_module=False) is Torso
+
+
+@pytest.mark.parametrize("given", [functools.partial(Torso), eqx.nn.Lambda(jnp.tanh)], ids=["partial", "instance"])
+def test_what_has_no_name_is_refused(given):
+    with pytest.raises(ValueError, match=r"network expects 'mlp', a class, or a function .* give the class itself and not an instance"):
+        network_name(given)
+
+
+def test_networks_that_share_a_name_are_told_apart():
+    factories = [lambda space, key, width=width: Torso(space, key) for width in (8, 16)]
+    names = [network_name(factory) for factory in factories]
+    assert names[1] == f"{names[0]}#2"
+    assert [find_factory(name, import_module=False) for name in names] == factories
+    assert [network_name(factory) for factory in factories] == names
+
+
+def test_a_class_that_is_defined_again_takes_its_name_over():
+    def again():
+        return type("Torso", (Torso,), {"__module__": __name__, "__qualname__": "Torso"})
+
+    network_name(Torso)
+    new = again()
+    assert find_factory(network_name(new), import_module=False) is new
+
+
+def test_a_registered_factory_stands_for_its_name():
+    register("their_module:Theirs", Torso)
+    assert find_factory("their_module:Theirs", import_module=False) is Torso
+
+
+def test_an_unknown_built_in_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', a class, or 'module:Class'\."):
+        find_factory("mpl", import_module=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "builtins:eval", "surefoot:train", "json:JSONDecoder", "json:nothing", "json:decoder.JSONDecoder"]
+)
+def test_a_name_reaches_nothing_but_modules_of_equinox(name):
+    with pytest.raises(ValueError, match=f"The network '{name}' is not an equinox.Module class that this program has loaded"):
+        find_factory(name, import_module=False)
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A module that leaves a file behind when it is imported."""
+    trace = tmp_path / "was_here"
+    source = f"import pathlib\npathlib.Path({str(trace)!r}).touch()\nfrom equinox.nn import Identity as Torso\n"
+    (tmp_path / "planted_network.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "planted_network", raising=False)
+    yield trace
+    sys.modules.pop("planted_network", None)
+
+
+def test_a_name_does_not_import_its_module(planted):
+    for name in ("planted_network:Torso", "planted_network:Torso.nested"):
+        with pytest.raises(ValueError, match="import the module 'planted_network' first, or hand the class over as network="):
+            find_factory(name, import_module=False)
+        with pytest.raises(ValueError, match="planted_network"):
+            build_torso(name, SPACE, jax.random.key(0), **SHAPE)
+    assert not planted.exists()
+    assert "planted_network" not in sys.modules
+
+
+def test_a_name_does_not_import_through_a_module_that_loads_lazily(planted, monkeypatch):
+    lazy = types.ModuleType("lazy_network")
+    lazy.__getattr__ = lambda name: __import__("planted_network").Torso
+    monkeypatch.setitem(sys.modules, "lazy_network", lazy)
+    with pytest.raises(ValueError, match="lazy_network"):
+        find_factory("lazy_network:Torso", import_module=False)
+    assert not planted.exists()
+    assert lazy.Torso is eqx.nn.Identity  # what an ordinary look-up would have done
+    assert planted.exists()
+
+
+def test_a_user_can_ask_for_the_import(planted):
+    assert find_factory("planted_network:Torso", import_module=True) is eqx.nn.Identity
+    assert planted.exists()
+
+
+def test_a_module_that_is_not_there_is_a_sentence():
+    with pytest.raises(ValueError, match="No module named 'no_such_module'"):
+        find_factory("no_such_module:Torso", import_module=True)
