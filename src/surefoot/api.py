@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from .envs import NUM_ENVS
 from .networks import find_factory
+from .report import video
 from .report.curves import plot
 from .report.progress import Progress
 from .training.cache import use_compilation_cache
@@ -37,14 +40,26 @@ class Run:
 
     def evaluate(self, episodes: int = 100, *, deterministic: bool = True, stop: StopRequest | None = None) -> np.ndarray[Any, Any]:
         """Returns of `episodes` whole episodes on seeds that training did not use, [episodes]; the same at every call."""
+        poll = stop.poll if stop else lambda: None
+        return evaluate(**self._to_play(), episodes=episodes, deterministic=deterministic, poll=poll)
+
+    def record(self, out: str | Path, episodes: int = 1, *, deterministic: bool = True, **how: Any) -> list[float]:
+        """Film the first episodes of `evaluate` into `out`, a .mp4 or .gif; their returns, [episodes]. More under `report.video.film`."""
+        return video.record(**self._to_play(), out=out, episodes=episodes, deterministic=deterministic, **how)
+
+    def watch(self, episodes: int = 1, *, deterministic: bool = True, **how: Any) -> list[float]:
+        """Play them in a window; the returns of those that were over before it was closed."""
+        return video.watch(**self._to_play(), episodes=episodes, deterministic=deterministic, **how)
+
+    def _to_play(self) -> dict[str, Any]:
+        """The policy, its environment and the run's seed."""
         use_compilation_cache()
         record = read_record(self.path)
         network = record["config"]["network"]
         if network != "mlp":
             find_factory(network, import_module=True)
         env = record["environment"] if self._env is None else self._env
-        poll = stop.poll if stop else lambda: None
-        return evaluate(self.policy, env, episodes=episodes, deterministic=deterministic, seed=record["seed"], poll=poll)
+        return {"policy": self.policy, "env": env, "seed": record["seed"]}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -80,7 +95,19 @@ def iterate(
     """
     use_compilation_cache()
     session = Session.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
-    return session.reports(checkpoint_seconds=checkpoint_seconds)
+    reports = session.reports(checkpoint_seconds=checkpoint_seconds)
+    _begun.add(reports)
+    return reports
+
+
+_begun: WeakSet[Generator[Report, None, None]] = WeakSet()
+
+
+@atexit.register
+def _close_reports() -> None:
+    """Save what a program holds on to at its end, while it still can: Python itself would close it after taking JAX apart."""
+    for reports in list(_begun):
+        reports.close()
 
 
 def train(

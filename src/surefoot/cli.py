@@ -26,6 +26,8 @@ USAGE = """usage: surefoot VERB ...
   train --resume RUN    continue a run that was stopped
   eval RUN              play whole episodes with a run's policy
   plot RUN...           draw learning curves
+  record RUN OUT        film episodes into a .mp4 or .gif
+  watch RUN             play episodes in a window
   list algorithms|envs  what there is to choose from
   check ENV             play an environment at random and say what is wrong with it
 
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "eval": _eval,
         "plot": _plot,
+        "record": _record,
+        "watch": _watch,
         "list": _list,
         "check": _check,
     }
@@ -139,6 +143,32 @@ class PlotOptions:
     """Run directories, or those of several seeds."""
     out: Path | None = None
     """The picture, .png or .svg; by default curve.png in the first directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """Film the first episodes of `surefoot eval`."""
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """The film, .mp4 or .gif."""
+    episodes: int = 1
+    """How many, one after the other."""
+    stochastic: bool = False
+    """Draw actions instead of taking the most likely one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """Play episodes in a window, until they are over or it is closed."""
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    episodes: int = 5
+    """How many, one after the other."""
+    stochastic: bool = False
+    """Draw actions instead of taking the most likely one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,10 +339,48 @@ def _plot(argv: list[str]) -> None:
     print(out)
 
 
+def _record(argv: list[str]) -> None:
+    options = parse(RecordOptions, argv, "record")
+    with film_of(options.run) as (run, on_moment):
+        run.record(options.out, options.episodes, deterministic=not options.stochastic, on_moment=on_moment)
+    print(f"film   {options.out}")
+
+
+def _watch(argv: list[str]) -> None:
+    options = parse(WatchOptions, argv, "watch")
+    with film_of(options.run) as (run, on_moment):
+        run.watch(options.episodes, deterministic=not options.stochastic, on_moment=on_moment)
+
+
+@contextlib.contextmanager
+def film_of(path: Path) -> Iterator[tuple[Any, Callable[[Any], None]]]:
+    """The run, and a function that tells how its episodes go and stops them when a signal has come."""
+    from rich.console import Console
+
+    from . import api
+    from .report.curves import run_directories
+    from .training.signals import catch_signals
+
+    runs = run_directories(path)
+    if len(runs) > 1:
+        fail(f"{path} holds {len(runs)} runs; choose one, such as {runs[0]}")
+    with catch_signals() as stop, Console(stderr=True).status("drawing the first picture") as status:
+
+        def on_moment(moment: Any) -> None:
+            stop.poll()
+            stands = f"episode {moment.episode + 1}  return {moment.episode_return:.1f}, {moment.length} steps"
+            status.update(stands)
+            if moment.ended:
+                print(stands)
+
+        yield api.Run(runs[0]), on_moment
+
+
 def _list(argv: list[str]) -> None:
     from .algorithms import ALGORITHMS
     from .config import nearest
     from .envs.classic import CLASSIC
+    from .envs.mujoco_tasks import TASKS
 
     what = argv[0] if argv else ""
     if what in HELP:
@@ -324,10 +392,13 @@ def _list(argv: list[str]) -> None:
         print("in JAX, compiled with the learner:")
         for name, environment in CLASSIC.items():
             print(f"  {name:<28} actions {environment.action_space}, at most {environment.max_episode_steps} steps")
+        print("MuJoCo, all streams stepped at once on threads (surefoot[mujoco]):")
+        for name, task in TASKS.items():
+            print(f"  {name:<28} at most {task.max_episode_steps} steps")
         print("through Gymnasium, stepped from Python (gymnasium:ID also for those above):")
         import gymnasium
 
-        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC):
+        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC | TASKS):
             print(f"  {name}")
     else:
         fail(f"list expects 'algorithms' or 'envs', got {what!r}{nearest(what, ['algorithms', 'envs'])}", code=2)

@@ -85,8 +85,8 @@ def to_environment(space: Space[Any], action: Array) -> Array:
     xp = np if isinstance(action, np.ndarray) else jnp
     if isinstance(space, Discrete):
         return action if space.start == 0 else action + xp.asarray(space.start, action.dtype)
-    unit = (xp.clip(action, -1.0, 1.0).reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
-    # Rounding would take the ends of some intervals a little beyond themselves.
+    unit = (action.reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
+    # Clipped here and not before: rounding would take the ends of some intervals a little beyond themselves.
     return xp.clip(space.low + unit * (space.high - space.low), space.low, space.high).astype(space.dtype)
 
 
@@ -103,7 +103,7 @@ def encoder(space: Space[Any]) -> tuple[Any, ...]:
 
 
 def encode(plan: tuple[Any, ...], obs: Observation) -> jnp.ndarray:
-    """One observation as a flat float32 vector: one-hot for categories, bytes divided by 255, dictionaries in key order."""
+    """One observation as a flat float32 vector: one-hot for categories, bytes divided by 255, dictionaries in the order of the space."""
     if plan[0] == "dict":
         return jnp.concatenate([encode(sub, obs[key]) for key, sub in plan[1]])
     if plan[0] == "one_hot":

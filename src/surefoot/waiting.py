@@ -8,7 +8,6 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 
-from .math.reduce import masked_mean
 from .spaces import action_size, zeros
 from .types import EnvironmentSpec, Observation, Rollout
 
@@ -21,6 +20,7 @@ class Rows(NamedTuple):
     action_mask: jax.Array | None
     reward: jax.Array
     old_log_prob: jax.Array  # of the policy that acted; 0 in rows that are not valid
+    value: jax.Array  # V(s) of the critic when the row arrived: it has not been fitted to the row's own episode yet
     terminated: jax.Array
     truncated: jax.Array
     valid: jax.Array
@@ -37,6 +37,7 @@ def empty_window(spec: EnvironmentSpec, length: int) -> Rows:
         action_mask=jnp.zeros((*shape, size), bool) if spec.has_action_mask else None,
         reward=jnp.zeros(shape),
         old_log_prob=jnp.zeros(shape),
+        value=jnp.zeros(shape),
         terminated=jnp.zeros(shape, bool),
         truncated=jnp.zeros(shape, bool),
         valid=jnp.zeros(shape, bool),
@@ -44,11 +45,10 @@ def empty_window(spec: EnvironmentSpec, length: int) -> Rows:
     )
 
 
-def rows_of(rollout: Rollout, reward: jax.Array, old_log_prob: jax.Array) -> Rows:
+def rows_of(rollout: Rollout, reward: jax.Array, old_log_prob: jax.Array, value: jax.Array) -> Rows:
     """The rows of a rollout, with `reward` [T, N] as it is to be credited."""
-    log_prob = jnp.where(rollout.valid, old_log_prob, 0)
-    given = {name: getattr(rollout, name) for name in Rows._fields if name not in ("reward", "old_log_prob")}
-    return Rows(reward=reward, old_log_prob=log_prob, **given)
+    given = {name: getattr(rollout, name) for name in Rows._fields if name in Rollout._fields and name != "reward"}
+    return Rows(reward=reward, old_log_prob=jnp.where(rollout.valid, old_log_prob, 0), value=value, **given)
 
 
 def join(window: Rows, rows: Rows) -> tuple[Rows, Rows, jax.Array]:
@@ -57,6 +57,9 @@ def join(window: Rows, rows: Rows) -> tuple[Rows, Rows, jax.Array]:
     Complete are the rows of episodes that end among the new rows and whose every row is here.
     """
     length = len(window.time)
+    # A stream that begins anew, as where a run goes on but its environment cannot, left the episode before it without an end.
+    is_last = jnp.arange(length)[:, None] == length - 1
+    window = window._replace(truncated=window.truncated | (is_last & (rows.time[0] == 0)))
     joined: Rows = jax.tree.map(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), window, rows)
     kept = jax.tree.map(lambda x: x[x.shape[0] - length :], joined)
     ended = (joined.terminated | joined.truncated) & joined.valid
@@ -68,5 +71,5 @@ def join(window: Rows, rows: Rows) -> tuple[Rows, Rows, jax.Array]:
 
 def mean_of_others(x: jax.Array, own_sum: jax.Array, own_count: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of x over the masked rows of all other episodes, at every row; 0 where there is no other episode."""
-    others = masked_mean(x, mask) * jnp.sum(mask) - own_sum
-    return others / jnp.maximum(jnp.sum(mask) - own_count, 1)
+    count = jnp.sum(mask) - own_count
+    return jnp.where(count > 0, (jnp.sum(x, where=mask) - own_sum) / jnp.maximum(count, 1), 0)

@@ -19,7 +19,7 @@ FLAGS = ("terminated", "truncated")
 WEIGHT = ("log_prob", "old_log_prob", *FLAGS)
 BATCH = ("reward", "next_value", *FLAGS)
 
-# Array arguments and options of each function. A public function that is missing here fails the first test.
+# Array arguments, by the names of the parameters, and options of each function. One that is missing here fails the first test.
 FUNCTIONS = {
     "divergences.adaptive_kl_coefficient": (("coefficient", "kl"), {"target": 0.01}),
     "divergences.categorical_kl": (("log_prob_p", "log_prob_q"), {}),
@@ -55,11 +55,15 @@ FUNCTIONS = {
     "returns.reward_to_go": (BATCH, {"discount": 0.9}),
     "returns.time_discount": (("time",), {"discount": 0.9}),
     "returns.total_return": (("reward", "time", *FLAGS), {"discount": 0.9}),
+    "trust_region.conjugate_gradient": (("target",), {"product": lambda vector: 2 * vector, "num_iterations": 3}),
+    "trust_region.hessian_vector_product": (("point", "vector"), {"function": lambda point: jnp.sum(point**3)}),
+    "trust_region.trust_region_scale": (("direction", "curvature_times_direction"), {"max_divergence": 0.01}),
     "values.clipped_value_loss": (("value", "old_value", "value_target"), {"clip": 0.2}),
     "values.huber": (("error",), {"delta": 1.0}),
     "values.squared_value_loss": (("value", "value_target"), {}),
     "values.td_target": (("reward", "next_value", "terminated"), {"discount": 0.9}),
 }
+TAKES_NO_ARRAYS = {"shapes.check_same_shape", "trust_region.backtracking_line_search"}
 SAYS_YES_OR_NO = {"episodes.continues", "policy_gradient.check_support"}
 WITHOUT_FLOAT_INPUT = {"returns.time_discount"}
 ONE_ARRAY = {name for name, (arguments, _) in FUNCTIONS.items() if len(arguments) == 1}
@@ -85,14 +89,14 @@ def test_every_public_function_is_covered():
     for module in pkgutil.iter_modules(surefoot.math.__path__):
         members = inspect.getmembers(importlib.import_module(f"surefoot.math.{module.name}"), inspect.isfunction)
         public |= {f"{module.name}.{name}" for name, f in members if f.__module__ == f"surefoot.math.{module.name}" and name[0] != "_"}
-    assert public - {"shapes.check_same_shape"} == set(FUNCTIONS)
+    assert public - TAKES_NO_ARRAYS == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - SAYS_YES_OR_NO - WITHOUT_FLOAT_INPUT))
 def test_dtype_is_kept_inside_a_compiled_program(name, dtype):
     arguments, options = FUNCTIONS[name]
-    result = jax.eval_shape(partial(function(name), **options), *(array(argument, dtype) for argument in arguments))
+    result = jax.eval_shape(partial(function(name), **options), **{argument: array(argument, dtype) for argument in arguments})
     assert result.dtype == dtype
 
 
@@ -103,5 +107,5 @@ def test_shapes_that_would_broadcast_are_refused(name):
         given = {argument: array(argument, jnp.float32)[:, 0] for argument in arguments}
         given[odd] = given[odd][:, None]
         with pytest.raises(ValueError, match=rf"{odd} \({T}, 1\)") as caught:
-            function(name)(*given.values(), **options)
+            function(name)(**given, **options)
         assert f" ({T},)" in str(caught.value)

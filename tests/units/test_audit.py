@@ -116,6 +116,15 @@ def test_mean_per_episode_of_whole_episodes_is_their_mean_and_standard_error(x64
     np.testing.assert_allclose(error, x.sum(0).std(ddof=1) / np.sqrt(6), **EXACT)
 
 
+def test_episodes_of_one_step_are_kept_apart_from_the_next_stream(x64):
+    x = np.random.default_rng(0).normal(size=(4, 2))
+    begins = np.array([[True, False]] * 4)
+    mean, error = mean_per_episode(jnp.asarray(x), begins=jnp.asarray(begins))
+    np.testing.assert_allclose(mean, x.sum() / 4, **EXACT)
+    squares = np.sum((x[:, 0] - x.sum() / 4) ** 2) + x[:, 1].sum() ** 2
+    np.testing.assert_allclose(error, np.sqrt(squares / 3 * 4) / 4, **EXACT)
+
+
 def test_the_error_of_one_episode_is_unknown():
     begins = jnp.zeros((3, 2), bool).at[1, 0].set(True)
     mean, error = mean_per_episode(jnp.ones((3, 2)), begins=begins)

@@ -30,6 +30,7 @@ def story(num_steps, num_streams, seed=0):
                 valid[t, n] = terminated[t, n] = truncated[t, n] = False
                 reward[t, n] = 1e6
             time[t, n] = 0 if ended or not valid[t - 1, n] else time[t - 1, n] + 1
+    terminated[~valid] = True
     return reward, terminated, truncated, valid, time
 
 

@@ -186,11 +186,10 @@ def test_networks_that_share_a_name_are_told_apart():
 
 
 def test_a_class_that_is_defined_again_takes_its_name_over():
-    def again():
-        return type("Torso", (Torso,), {"__module__": __name__, "__qualname__": "Torso"})
-
-    network_name(Torso)
-    new = again()
+    """As when a cell of a notebook is run once more."""
+    new = type("Torso", (Torso,), {"__module__": __name__, "__qualname__": "Torso"})
+    assert network_name(Torso) == network_name(new)
+    assert find_factory(network_name(Torso), import_module=False) is Torso
     assert find_factory(network_name(new), import_module=False) is new
 
 

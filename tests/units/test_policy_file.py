@@ -301,6 +301,15 @@ def test_hostile_descriptions_are_refused(changes, tmp_path):
         load(path)
 
 
+def test_spaces_that_no_policy_could_have_are_refused(tmp_path):
+    """The arrays would fit, and the actions would be infinite."""
+    policy = policy_for("continuous")
+    info = describe(policy.config, policy.spec)
+    info["action_space"]["high"] = ["inf", "1"]
+    with pytest.raises(CheckpointError, match="is unbounded"):
+        load(save_file(tmp_path / "policy.safetensors", policy.acting, info))
+
+
 @pytest.mark.parametrize("key", ["algorithm", "config", "environment", "observation_space", "action_space", "num_envs", "has_action_mask"])
 def test_descriptions_that_lack_something_are_refused(key, tmp_path):
     policy = policy_for("box")

@@ -52,7 +52,7 @@ class REINFORCE:
     max_weight: float | None = None
     """Largest importance weight; unlimited by default."""
     normalise_advantage: bool = True
-    """Divide advantages by their standard deviation over the batch, without moving their mean."""
+    """Divide advantages by their root mean square over the batch, which leaves their mean where it is."""
     num_steps: int = 256
     """Steps of each environment in one batch."""
     window: int = 1000
@@ -84,6 +84,8 @@ class REINFORCE:
             raise ValueError(
                 "discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start anyway."
             )
+        if self.credit == "total" and self.importance == "per_step":
+            raise ValueError("importance='per_step' weighs a reward by the steps before it alone, which credit='reward_to_go' goes with.")
         if self.importance == "none" and (self.self_normalised or self.max_weight is not None):
             raise ValueError("self_normalised and max_weight shape importance weights; set importance to 'trajectory' or 'per_step'.")
 
@@ -123,14 +125,14 @@ def credits(config: REINFORCE, rows: Rows, reward: jax.Array) -> jax.Array:
     return reward_to_go(reward, jnp.zeros_like(reward), *flags, discount=config.gamma)
 
 
-def baselines(config: REINFORCE, state: State, rows: Rows, credit: jax.Array, used: jax.Array) -> jax.Array:
+def baselines(config: REINFORCE, mean_credit: jax.Array, rows: Rows, credit: jax.Array, used: jax.Array) -> jax.Array:
     """What is subtracted from the credit of each row [T, N]; none depends on the row's own episode's actions from there on."""
     if config.baseline == "value":
-        return jax.vmap(jax.vmap(state.critic))(normalise(state.acting.normaliser, rows.obs))
+        return rows.value
     if config.baseline == "leave_one_out":
         own = (episode_sum(jnp.where(used, x, 0), rows.terminated, rows.truncated) for x in (credit, jnp.ones_like(credit)))
         return mean_of_others(credit, *own, used)
-    return jnp.broadcast_to(state.mean_credit.mean if config.baseline == "mean" else 0.0, credit.shape)
+    return jnp.broadcast_to(mean_credit if config.baseline == "mean" else 0.0, credit.shape)
 
 
 def loss(config: REINFORCE, policy: StochasticPolicy, rows: Rows, baseline: jax.Array, used: jax.Array) -> jax.Array:
@@ -151,11 +153,11 @@ def loss(config: REINFORCE, policy: StochasticPolicy, rows: Rows, baseline: jax.
     else:
         advantage = weight * (credits(config, rows, rows.reward) - baseline)
     if config.normalise_advantage:
-        mean = masked_mean(advantage, used)
-        advantage = advantage / (jnp.sqrt(masked_mean((advantage - mean) ** 2, used)) + 1e-8)
+        advantage = advantage / (jnp.sqrt(masked_mean(advantage**2, used)) + 1e-8)
     if config.discounting == "objective":
         advantage = time_discount(rows.time, discount=config.gamma) * advantage
-    return jnp.sum(jnp.where(used, score_function_loss(log_prob, advantage), 0)) / jnp.maximum(jnp.sum(used & ended), 1)
+    every_row = score_function_loss(log_prob, jnp.where(used, advantage, 0))
+    return jnp.sum(every_row) / jnp.maximum(jnp.sum(used & ended), 1)
 
 
 def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
@@ -168,10 +170,10 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
         value, next_value = jnp.zeros_like(value), jnp.zeros_like(value)
     old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
     following = jnp.where(rollout.truncated & ~rollout.terminated, config.gamma * next_value, 0)
-    arrived = rows_of(rollout, reward + following, old.log_prob(rollout.action))
+    arrived = rows_of(rollout, reward + following, old.log_prob(rollout.action), value)
     rows, waiting, used = join(state.waiting, arrived)
     credit = credits(config, rows, rows.reward)
-    baseline = baselines(config, state, rows, credit, used)
+    baseline = baselines(config, state.mean_credit.mean, rows, credit, used)
 
     def step(carry: PyTree, _: None) -> tuple[PyTree, dict[str, jax.Array]]:
         actor, moments = carry

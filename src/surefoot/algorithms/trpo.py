@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -107,7 +108,6 @@ def policy_step(
     """The policy after one step of Schulman et al. 2015, appendix C, or exactly as it was where no try is acceptable."""
     flat, unravel = ravel_pytree(policy.actor)
     old_log_prob = old.log_prob(rollout.action)
-    every = round(1 / config.fisher_fraction)  # of the rows, for the Fisher matrix
 
     def distribution(parameters: jax.Array, obs: PyTree, action_mask: PyTree) -> Distribution:
         return jax.vmap(policy._replace(actor=unravel(parameters)).distribution)(obs, action_mask)
@@ -116,13 +116,18 @@ def policy_step(
         ratio = importance_ratio(distribution(parameters, rollout.obs, rollout.action_mask).log_prob(rollout.action), old_log_prob)
         return masked_mean(surrogate_loss(ratio, advantage), rollout.valid)
 
-    def mean_kl(parameters: jax.Array, every: int = 1) -> jax.Array:
-        was, obs, mask, valid = jax.tree.map(lambda x: x[::every], (old, rollout.obs, rollout.action_mask, rollout.valid))
+    rows = old, rollout.obs, rollout.action_mask, rollout.valid
+    num_steps = len(rollout.time)
+    fisher_steps = np.linspace(0, num_steps, max(1, round(config.fisher_fraction * num_steps)), endpoint=False, dtype=int)
+    fisher_rows = jax.tree.map(lambda x: x[fisher_steps], rows)
+
+    def mean_kl(parameters: jax.Array, rows: PyTree = rows) -> jax.Array:
+        was, obs, mask, valid = rows
         now = distribution(parameters, obs, mask)
         return masked_mean(was.kl_to(now) if config.kl_direction == "old||new" else now.kl_to(was), valid)
 
     def fisher(vector: jax.Array) -> jax.Array:
-        return hessian_vector_product(lambda parameters: mean_kl(parameters, every), flat, vector)
+        return hessian_vector_product(lambda parameters: mean_kl(parameters, fisher_rows), flat, vector)
 
     loss, gradient = jax.value_and_grad(surrogate)(flat)
     direction = conjugate_gradient(lambda v: fisher(v) + config.cg_damping * v, -gradient, num_iterations=config.cg_iterations)

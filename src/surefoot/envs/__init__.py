@@ -9,6 +9,8 @@ from ..types import DeviceEnvironment, EnvironmentSpec, HostEnvironment
 from .classic import CLASSIC
 from .gymnasium import gymnasium_environment
 from .kinds import environment_name, is_device, is_vector
+from .mujoco import mujoco_environment
+from .mujoco_tasks import TASKS
 
 __all__ = ["NUM_ENVS", "environment_name", "is_device", "is_vector", "make"]
 
@@ -18,9 +20,9 @@ NUM_ENVS = 8  # unless the user says otherwise
 def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, EnvironmentSpec]:
     """`num_envs` streams of an environment, and what a learner must know of it.
 
-    `env` is the id of an environment written in JAX (`surefoot list envs`), any other Gymnasium id, `module:factory`, a
-    callable that returns a `gymnasium.Env`, a `gymnasium.vector.VectorEnv`, or a `DeviceEnvironment`.
-    `gymnasium:CartPole-v1` asks for Gymnasium's own where there is one in JAX too.
+    `env` is the id of an environment written in JAX or of a MuJoCo task (`surefoot list envs`), any other Gymnasium id,
+    `module:factory`, a callable that returns a `gymnasium.Env`, a `gymnasium.vector.VectorEnv`, or a `DeviceEnvironment`.
+    `gymnasium:CartPole-v1` asks for Gymnasium's own where there is another here too.
     """
     if num_envs < 1:
         raise ValueError(f"The number of environments must be at least 1, got {num_envs}.")
@@ -30,5 +32,5 @@ def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, 
         return device, EnvironmentSpec(device.name, device.observation_space, device.action_space, num_envs)
     if is_vector(env) and num_envs == NUM_ENVS:
         num_envs = env.num_envs  # it has its own number, and the user has not asked for another
-    host = gymnasium_environment(env, num_envs)
+    host = (mujoco_environment if isinstance(env, str) and env in TASKS else gymnasium_environment)(env, num_envs)
     return host, host.spec

@@ -11,6 +11,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import gymnasium
@@ -39,6 +40,7 @@ from .boundary import (
     without_tuples,
 )
 from .kinds import environment_name
+from .mujoco_tasks import TASKS
 from .vector import VectorEnvironment
 
 Env = gymnasium.Env[Any, Any]
@@ -56,7 +58,7 @@ class SerialEnvironment:
         try:
             with quiet():
                 for _ in range(num_envs):
-                    self._envs.append(_build(make, name))
+                    self._envs.append(build(make, name))
                 self._refuse_differences(name)
                 self._probe(name)
         except BaseException:
@@ -187,7 +189,7 @@ def gymnasium_environment(env: str | Env | VectorEnv[Any, Any, Any] | Callable[[
     if num_envs is not None and num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; at least one environment is needed.")
     if isinstance(env, str):
-        return _from_maker(_maker(env), num_envs, env)
+        return _from_maker(maker(env), num_envs, env)
     if isinstance(env, gymnasium.Env) and num_envs not in (None, 1):
         raise ValueError(
             f"{env} is one environment, and {num_envs} are to run; give an id, or a function that builds a new one at each call."
@@ -203,16 +205,21 @@ def gymnasium_environment(env: str | Env | VectorEnv[Any, Any, Any] | Callable[[
 
 def _from_maker(make: Callable[[], Any], num_envs: int | None, name: str) -> HostEnvironment:
     with quiet():
-        first = _build(make, name)
+        first = build(make, name)
         if isinstance(first, VectorEnv):
             if num_envs not in (None, first.num_envs):
                 raise ValueError(f"{name} holds {first.num_envs} environments, and num_envs is {num_envs}; make them equal.")
             return VectorEnvironment(first, name)
+        if first.spec is not None and first.spec.id in TASKS and first.spec.id != name:
+            warn(
+                f"{name} is stepped in Gymnasium's own loop, one environment at a time. Where arguments and wrappers are the default ones, "
+                f"{first.spec.id!r} gives the same environment, stepped on threads."
+            )
         waiting = [first]
         return SerialEnvironment(lambda: waiting.pop() if waiting else make(), num_envs or 1, name)
 
 
-def _maker(name: str) -> Callable[[], Any]:
+def maker(name: str) -> Callable[..., Any]:
     """The function that builds what `name` stands for."""
     module_name, _, attribute = name.rpartition(":")
     if module_name:
@@ -221,11 +228,11 @@ def _maker(name: str) -> Callable[[], Any]:
         except ModuleNotFoundError as error:
             raise ValueError(f"{name!r}: {error}; the part before the colon must be a module that Python can import from here.") from error
         if callable(factory):
-            return cast("Callable[[], Any]", factory)
-    return lambda: gymnasium.make(name, disable_env_checker=True)
+            return cast("Callable[..., Any]", factory)
+    return partial(gymnasium.make, name, disable_env_checker=True)
 
 
-def _build(make: Callable[[], Any], name: str) -> Any:
+def build(make: Callable[[], Any], name: str) -> Any:
     """One environment, or a ValueError that says what is missing."""
     try:
         env = make()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import gymnasium
@@ -57,7 +58,7 @@ def is_exact(env: gymnasium.Env[Any, Any]) -> bool:
         return False
     if env.unwrapped._np_random is not None and not isinstance(env.unwrapped.np_random.bit_generator, np.random.PCG64):
         return False
-    return type(base) in _BASE_STATE or _offers_state(base)
+    return type(base) in _BASE_STATE or _is_mujoco(base) or _offers_state(base)
 
 
 def save(env: gymnasium.Env[Any, Any]) -> tuple[Arrays, dict[str, Any]]:
@@ -65,7 +66,9 @@ def save(env: gymnasium.Env[Any, Any]) -> tuple[Arrays, dict[str, Any]]:
     *outer, base = _layers(env)
     arrays: Arrays = {}
     info: dict[str, Any] = {"wrappers": [{name: getattr(layer, name) for name in _WRAPPER_STATE[type(layer)]} for layer in outer]}
-    if type(base) in _BASE_STATE:
+    if _is_mujoco(base):
+        arrays = _save_mujoco(base)
+    elif type(base) in _BASE_STATE:
         for name in _BASE_STATE[type(base)]:
             value = getattr(base, name)
             if isinstance(value, (np.ndarray, tuple)):
@@ -86,7 +89,9 @@ def load(env: gymnasium.Env[Any, Any], arrays: Arrays, info: dict[str, Any]) -> 
     for layer, values in zip(outer, info["wrappers"], strict=True):
         for name in _WRAPPER_STATE[type(layer)]:
             setattr(layer, name, values[name])
-    if type(base) in _BASE_STATE:
+    if _is_mujoco(base):
+        _load_mujoco(base, arrays)
+    elif type(base) in _BASE_STATE:
         for name in _BASE_STATE[type(base)]:
             setattr(base, name, arrays[name].copy() if name in arrays else copy.copy(info[name]))
     else:
@@ -101,6 +106,28 @@ def _layers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
     while isinstance(layers[-1], gymnasium.Wrapper):
         layers.append(layers[-1].env)
     return layers
+
+
+def _is_mujoco(base: gymnasium.Env[Any, Any]) -> bool:
+    """By name: the classes can be imported only where MuJoCo is installed."""
+    return re.fullmatch(r"gymnasium\.envs\.mujoco\.\w+_v5", type(base).__module__) is not None
+
+
+def _save_mujoco(base: Any) -> Arrays:
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION  # the warm start of the solver among it
+    state = np.zeros(mujoco.mj_stateSize(base.model, kind))
+    mujoco.mj_getState(base.model, base.data, state, kind)
+    # Ant and Humanoid subtract these, which lag the state by a part of a step, from those after the next step.
+    return {"simulation": state, "xpos": base.data.xpos.copy(), "xipos": base.data.xipos.copy()}
+
+
+def _load_mujoco(base: Any, arrays: Arrays) -> None:
+    import mujoco
+
+    mujoco.mj_setState(base.model, base.data, arrays["simulation"], mujoco.mjtState.mjSTATE_INTEGRATION)
+    base.data.xpos[:], base.data.xipos[:] = arrays["xpos"], arrays["xipos"]
 
 
 def _offers_state(base: gymnasium.Env[Any, Any]) -> bool:

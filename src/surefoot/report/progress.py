@@ -63,8 +63,7 @@ class Progress:
         if self.report is not None:
             if self.printed_step != self.report.step:
                 self._print(self._line(self.report))
-            seconds = self.report.metrics["time/seconds"]
-            self._print(f"{'stopped' if error else 'done'} after {self.report.step:,} steps in {_clock(seconds)}")
+            self._print(f"{'stopped' if error else 'done'} after {self.session.engine.step:,} steps in {_clock(self.session.seconds)}")
 
     def update(self, report: Report) -> None:
         """Show a report, if the last one has been on the screen for long enough."""

@@ -20,7 +20,8 @@ class Logs:
 
     def __init__(self, directory: Path, *, step: int, size: int):
         self._file = os.open(directory / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        size = min(size, os.fstat(self._file).st_size)  # where somebody has removed the file
+        if os.fstat(self._file).st_size < size:  # somebody has cut or removed the file: whole lines are kept
+            size = (directory / "metrics.jsonl").read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file, size)  # lines that came after the checkpoint will be written again
         self._waiting, self._size, self._warned = b"", size, False
         self._events = EventsWriter(str(directory / "events"), f".{step}")

@@ -15,6 +15,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 1e-3,
         "learning_rate_schedule": "linear",
     },
+    ("ppo", "MountainCar-v0"): {"gamma": 0.999, "gae_lambda": 0.98, "num_steps": 512},
+    ("ppo", "MountainCarContinuous-v0"): {"gamma": 0.999, "num_steps": 512, "entropy_coef": 0.01},
     ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
 }
 

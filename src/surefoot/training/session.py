@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -111,7 +111,7 @@ class Session:
             warnings.warn(f"other versions than at the start, so the bits may differ: {', '.join(changed)}", stacklevel=2)
         return session
 
-    def reports(self, *, checkpoint_seconds: float, stop: StopRequest | None = None) -> Iterator[Report]:
+    def reports(self, *, checkpoint_seconds: float, stop: StopRequest | None = None) -> Generator[Report, None, None]:
         """Run to the end, a report for each iteration. Stopping early, by a signal or by the caller, saves a checkpoint first."""
         engine = self.engine
         with self._open, closing(Logs(self.path, step=engine.step, size=self.metrics_size)) as logs:

@@ -1,0 +1,91 @@
+"""A recorded learning study: train some seeds, evaluate what each ended with, and write benchmarks/results/....json.
+
+    python benchmarks/learning.py --algorithm ppo --environment HalfCheetah-v5 --steps 1e6 --seeds 5
+
+Stopped in any way and started again, it goes on: a finished seed is not trained again, and an unfinished one is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import RESULTS, ROOT, provenance
+
+from surefoot.cli import run_side_by_side, user_errors
+
+NUM_RESAMPLES = 10_000
+
+
+def confidence_interval(means: list[float]) -> list[float]:
+    """95 % percentile-bootstrap interval of the mean over seeds (Efron & Tibshirani 1993, ch. 13), the same at every call."""
+    resampled = np.random.default_rng(0).choice(means, (NUM_RESAMPLES, len(means))).mean(axis=1)
+    return np.percentile(resampled, [2.5, 97.5]).tolist()
+
+
+def train_and_evaluate(algorithm: str, environment: str, steps: int, runs: list[Path], preset: bool, episodes: int) -> None:
+    """Bring every run to its end and its evaluation, as many at a time as there are cores."""
+    unfinished = {run.name: run for run in runs if not (run / "evaluation.json").exists()}
+    fresh = ["train", algorithm, environment, "--steps", str(steps), *([] if preset else ["--no-preset"])]
+    training = {
+        name: ["train", "--resume", str(run)]
+        if (run / "run.json").exists()
+        else [*fresh, "--seed", name.removeprefix("seed-"), "--out", str(run)]
+        for name, run in unfinished.items()
+    }
+    evaluating = {name: ["eval", str(run), "--episodes", str(episodes)] for name, run in unfinished.items()}
+    for commands in (training, evaluating):
+        run_side_by_side(commands, runs[0].parent)
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """What one seed came to."""
+    record, evaluation = (json.loads((run / name).read_text()) for name in ("run.json", "evaluation.json"))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        "seed": record["seed"],
+        "mean": evaluation["deterministic"]["mean"],
+        "standard_deviation": evaluation["deterministic"]["standard_deviation"],
+        "mean_of_drawn_actions": evaluation["stochastic"]["mean"],
+        "episodes": evaluation["episodes"],
+        "steps": last["step"],
+        "seconds": last["time/seconds"],
+        "created": record["created"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", required=True)
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--steps", type=float, default=1e6)
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    parser.add_argument("--episodes", type=int, default=100, help="of the evaluation of each seed")
+    parser.add_argument("--no-preset", dest="preset", action="store_false", help="the algorithm's defaults")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record is written")
+    options = parser.parse_args()
+    name = f"{options.algorithm}-{options.environment}{'' if options.preset else '-defaults'}"
+    directory = options.runs / f"{name}-{options.steps:g}"
+    directory.mkdir(parents=True, exist_ok=True)
+    runs = [directory / f"seed-{seed}" for seed in range(options.seeds)]
+    train_and_evaluate(options.algorithm, options.environment, int(options.steps), runs, options.preset, options.episodes)
+
+    seeds = [result_of(run) for run in runs]
+    means = [seed["mean"] for seed in seeds]
+    started = json.loads((runs[0] / "run.json").read_text())
+    record = provenance() | {name: started[name] for name in ("algorithm", "environment", "config", "preset", "num_envs", "versions")}
+    record |= {"mean": float(np.mean(means)), "interval": confidence_interval(means), "seeds": seeds}
+    options.results.mkdir(parents=True, exist_ok=True)
+    out = options.results / f"{name}.json"
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    low, high = record["interval"]
+    print(f"{name}: mean return {record['mean']:.1f}, 95 % interval {low:.1f} to {high:.1f} over {len(means)} seeds\n{out}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,55 @@
+"""What the runners share: when iterations ended, when to stop, and the line of JSON that they print.
+
+Needs nothing but Python, since every runner lives in the virtual environment of its library.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "torch", "numpy", "gymnasium", "mujoco"]
+
+
+def read_job() -> dict[str, Any]:
+    """What to measure: the command line's only argument."""
+    return json.loads(sys.argv[1])
+
+
+class Clock:
+    """Times iterations from its creation, which includes setting up, until enough were seen after those of the warm-up."""
+
+    def __init__(self, job: dict[str, Any]):
+        self.job = job
+        self.marks = [time.perf_counter()]  # the beginning, then the end of each iteration
+
+    def tick(self) -> None:
+        """An iteration has ended."""
+        self.marks.append(time.perf_counter())
+
+    @property
+    def enough(self) -> bool:
+        warm_up = self.job["warm_up"]
+        return len(self.marks) > warm_up + 1 and self.marks[-1] - self.marks[warm_up] >= self.job["seconds"]
+
+    def print_result(self) -> None:
+        """Steady speed after the warm-up, and what the first iteration took beyond a steady one: setting up and compiling."""
+        settings = self.job["settings"]
+        seconds = self.marks[-1] - self.marks[self.job["warm_up"]]
+        iterations = len(self.marks) - 1 - self.job["warm_up"]
+        result = {
+            "steps_per_second": round(iterations * settings["num_steps"] * self.job["num_envs"] / seconds, 1),
+            "iterations": iterations,
+            "seconds": round(seconds, 3),
+            "startup_seconds": round(self.marks[1] - self.marks[0] - seconds / iterations, 3),
+        }
+        print(json.dumps({"result": result, "versions": versions()}))
+
+
+def versions() -> dict[str, str]:
+    """Those of PACKAGES that are installed here."""
+    installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}

@@ -1,0 +1,87 @@
+"""Stable-Baselines3 and sb3-contrib, with the settings that Surefoot has, by their names for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from clock import Clock, read_job
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+
+def ppo_arguments(s: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "n_steps": s["num_steps"],
+        "batch_size": s["minibatch_size"],
+        "n_epochs": s["epochs"],
+        "learning_rate": s["learning_rate"],
+        "gamma": s["gamma"],
+        "gae_lambda": s["gae_lambda"],
+        "clip_range": s["clip"],
+        "ent_coef": s["entropy_coef"],
+        "vf_coef": s["value_coef"],
+        "max_grad_norm": s["max_grad_norm"],
+        "normalize_advantage": s["normalise_advantage"],
+        "device": "cpu",
+    }
+
+
+def trpo_arguments(s: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "n_steps": s["num_steps"],
+        "batch_size": s["minibatch_size"],
+        "n_critic_updates": s["critic_epochs"],  # each is a pass over the batch
+        "learning_rate": s["critic_learning_rate"],
+        "gamma": s["gamma"],
+        "gae_lambda": s["gae_lambda"],
+        "target_kl": s["max_kl"],
+        "cg_max_steps": s["cg_iterations"],
+        "cg_damping": s["cg_damping"],
+        "line_search_shrinking_factor": s["backtrack_factor"],
+        "line_search_max_iter": s["backtrack_tries"],
+        "sub_sampling_factor": round(1 / s["fisher_fraction"]),
+        "normalize_advantage": True,
+        "device": "cpu",
+    }
+
+
+class Iterations(BaseCallback):
+    """Ticks when an iteration has ended, which is when the next begins to collect; stops the training after enough."""
+
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.clock = clock
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps > 0:
+            self.clock.tick()
+
+    def _on_step(self) -> bool:
+        return not self.clock.enough
+
+
+def measure(job: dict[str, Any], algorithm: type, arguments: dict[str, Any], activation: Any) -> None:
+    """Train until enough was seen, and print the result."""
+    torch.set_num_threads(job["threads"])
+    vec_env_class = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[job["vec_env"]]
+    hidden = list(job["settings"]["hidden"])
+    clock = Clock(job)
+    env = make_vec_env(job["environment"], n_envs=job["num_envs"], vec_env_cls=vec_env_class)
+    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation}
+    algorithm("MlpPolicy", env, policy_kwargs=policy, **arguments).learn(10**9, callback=Iterations(clock))
+    env.close()
+    clock.print_result()
+
+
+if __name__ == "__main__":
+    job = read_job()
+    if job["algorithm"] == "ppo":
+        from stable_baselines3 import PPO
+
+        measure(job, PPO, ppo_arguments(job["settings"]), torch.nn.Tanh)
+    else:
+        from sb3_contrib import TRPO
+
+        measure(job, TRPO, trpo_arguments(job["settings"]), torch.nn.Tanh)

@@ -1,0 +1,252 @@
+"""Training speed of Surefoot and of its peers, side by side on one machine.
+
+    python benchmarks/speed.py                                             measure, print the table, write results/speed.json
+    python benchmarks/speed.py --table benchmarks/results/speed.json       print the table of a recorded result
+
+Every measurement is a process of its own and has the machine to itself. Rounds go through all rows in turn, so that a slow
+moment of a shared machine hits all alike; the median over rounds counts. Each peer lives in a virtual environment of its
+own, made on first use, and is measured with the vector environment and number of threads that a short trial finds best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from machine import RESULTS, ROOT, provenance
+
+RUNNERS = Path(__file__).parent / "runners"
+NUM_ENVS = 8
+ITERATIONS_OF_WARM_UP = 2
+
+# By Surefoot's names; the runners translate them.
+SHARED = {
+    "num_steps": 256,
+    "minibatch_size": 64,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "hidden": [64, 64],
+    "activation": "tanh",
+    "normalise_observation": False,
+    "normalise_reward": False,
+}
+SETTINGS = {
+    "ppo": SHARED
+    | {
+        "epochs": 10,
+        "learning_rate": 3e-4,
+        "clip": 0.2,
+        "entropy_coef": 0.0,
+        "value_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "normalise_advantage": True,
+    },
+    "trpo": SHARED
+    | {
+        "max_kl": 0.01,
+        "cg_iterations": 15,
+        "cg_damping": 0.1,
+        "fisher_fraction": 1.0,
+        "backtrack_factor": 0.8,
+        "backtrack_tries": 10,
+        "critic_epochs": 10,
+        "critic_learning_rate": 1e-3,
+    },
+}
+
+
+class Peer(NamedTuple):
+    runner: str
+    requirements: tuple[str, ...]
+
+
+TORCH = "torch==2.13.0"  # installed first and alone, so that nothing asks for another build of it
+ENVIRONMENTS = "gymnasium[mujoco]==1.4.0", "mujoco==3.17.0", "imageio==2.38.1", "numpy==2.4.6"
+PEERS = {
+    "stable-baselines3": Peer("measure_sb3.py", (*ENVIRONMENTS, "stable-baselines3==2.9.2")),
+    "sb3-contrib": Peer("measure_sb3.py", (*ENVIRONMENTS, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2")),
+    "sbx-rl": Peer(
+        "measure_sbx.py",
+        (
+            *(*ENVIRONMENTS, "stable-baselines3==2.9.2", "sbx-rl==0.28.0"),
+            *("jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "tfp-nightly==0.26.0.dev20261027"),
+        ),
+    ),
+}
+ALONE = "environment alone"
+OWN = {ALONE: "measure_environment.py", "surefoot": "measure_surefoot.py"}
+Row = dict[str, Any]  # environment, algorithm, library, variant; then what was measured
+
+
+class Task(NamedTuple):
+    algorithm: str
+    environment: str
+    peers: tuple[str, ...]
+    vec_envs: tuple[str, ...] = ("DummyVecEnv", "SubprocVecEnv")  # what the peers may choose from
+
+
+TASKS = (
+    # A step of CartPole takes microseconds: processes would only add to it.
+    Task("ppo", "CartPole-v1", ("stable-baselines3", "sbx-rl"), vec_envs=("DummyVecEnv",)),
+    Task("ppo", "HalfCheetah-v5", ("stable-baselines3", "sbx-rl")),
+    Task("trpo", "HalfCheetah-v5", ("sb3-contrib",)),
+)
+
+
+def python_of(peer: str, venvs: Path) -> Path:
+    """The interpreter of a peer's virtual environment, which is made anew unless it holds exactly the pinned versions."""
+    directory = venvs / peer
+    pins, installed = "\n".join((TORCH, *PEERS[peer].requirements)), directory / "installed.txt"
+    python = directory / "bin" / "python"
+    if not installed.exists() or installed.read_text() != pins:
+        print(f"installing {peer} into {directory} ...", file=sys.stderr)
+        venv.create(directory, with_pip=True, clear=True)
+        for packages in ((TORCH,), PEERS[peer].requirements):
+            subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *packages], check=True)
+        installed.write_text(pins)
+    return python
+
+
+def rows_of(tasks: Sequence[Task]) -> list[Row]:
+    """What to measure: each environment alone once, then Surefoot and the peers on each task."""
+    rows: dict[tuple[str, str], Row] = {}
+    for task in tasks:
+        for library in (*OWN, *task.peers):
+            algorithm = task.algorithm if library != ALONE else ""
+            variants = [{"vec_env": vec_env, "threads": threads} for threads in (1, 2) for vec_env in task.vec_envs]
+            rows[task.environment, f"{algorithm} {library}"] = {
+                "environment": task.environment,
+                "algorithm": algorithm,
+                "library": library,
+                "variants": variants if library in PEERS else [{}],
+            }
+    return list(rows.values())
+
+
+def measure(row: Row, variant: dict[str, Any], seconds: float, python: Path, timeout: float | None = None) -> dict[str, Any]:
+    """One process, measured for `seconds` after its warm-up: {"result": ..., "versions": ...}."""
+    job = variant | {
+        "algorithm": row["algorithm"],
+        "environment": row["environment"],
+        "settings": SETTINGS[row["algorithm"]] if row["algorithm"] else SHARED,
+        "num_envs": NUM_ENVS,
+        "warm_up": ITERATIONS_OF_WARM_UP,
+        "seconds": seconds,
+    }
+    library = row["library"]
+    runner = RUNNERS / (OWN[library] if library in OWN else PEERS[library].runner)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(variant["threads"])} if variant else {})
+    command = [python, runner, json.dumps(job)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+    if done.returncode:
+        sys.exit(f"{name_of(row, variant)}: {runner.name} failed.\n{done.stdout}{done.stderr}")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    print(f"{measured['result']['steps_per_second']:>12,.0f} steps/s  {name_of(row, variant)}", file=sys.stderr)
+    return measured
+
+
+def trial(row: Row, variant: dict[str, Any], seconds: float, python: Path) -> float:
+    """Steps per second of a variant, 0 where a minute was not enough to see any: on a busy machine waiting threads spin."""
+    try:
+        return measure(row, variant, seconds, python, timeout=60.0)["result"]["steps_per_second"]
+    except subprocess.TimeoutExpired:
+        print(f"    given up after a minute  {name_of(row, variant)}", file=sys.stderr)
+        return 0.0
+
+
+def name_of(row: Row, variant: dict[str, Any]) -> str:
+    return " ".join([row["environment"], row["algorithm"], row["library"], *map(str, variant.values())])
+
+
+def benchmark(tasks: Sequence[Task], *, repetitions: int, seconds: float, trials: bool, venvs: Path) -> dict[str, Any]:
+    """Trials of the peers' variants, then the rounds; everything that was measured, as JSON."""
+    pythons = {peer: python_of(peer, venvs) for task in tasks for peer in task.peers} | dict.fromkeys(OWN, Path(sys.executable))
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"warning: the machine is busy (load {load:.1f}), so the numbers will be low", file=sys.stderr)
+    rows = rows_of(tasks)
+    for row in rows:
+        variants, python = row.pop("variants"), pythons[row["library"]]
+        row |= {"variant": variants[0], "repetitions": []}
+        if trials and len(variants) > 1:
+            row["trials"] = [{"variant": v, "steps_per_second": trial(row, v, seconds / 4, python)} for v in variants]
+            row["variant"] = max(row["trials"], key=lambda tried: tried["steps_per_second"])["variant"]
+    for _ in range(repetitions):
+        for row in rows:
+            measured = measure(row, row["variant"], seconds, pythons[row["library"]])
+            row["versions"] = measured["versions"]
+            row["repetitions"].append(measured["result"])
+    settings = {"num_envs": NUM_ENVS} | {task.algorithm: SETTINGS[task.algorithm] for task in tasks}
+    return provenance() | {"load": load, "settings": settings, "rows": rows}
+
+
+def speed(row: dict[str, Any]) -> float:
+    return statistics.median(repetition["steps_per_second"] for repetition in row["repetitions"])
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: the speed of every row, how many times that of a peer Surefoot's is, and the share of the environment's own."""
+    rows = record["rows"]
+    alone = {row["environment"]: speed(row) for row in rows if row["library"] == ALONE}
+    own = {(row["environment"], row["algorithm"]): speed(row) for row in rows if row["library"] == "surefoot"}
+    lines = [
+        "| | steps/s: median (range) | Surefoot is faster by | of the environment's speed | start-up |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        speeds = [repetition["steps_per_second"] for repetition in row["repetitions"]]
+        name, ratio, share, startup = f"{row['environment']}, {row['library']}", "", "", ""
+        if row["library"] != ALONE:
+            name = f"{row['environment']}, {row['algorithm']}, {row['library']} {row['versions'][row['library']]}"
+            share = f"{speed(row) / alone[row['environment']]:.1%}"
+            startup = f"{row['repetitions'][0]['startup_seconds']:.1f} s"
+        if row["variant"]:
+            ratio = f"{own[row['environment'], row['algorithm']] / speed(row):.1f}x"
+            name += " ({vec_env}, torch threads: {threads})".format_map(row["variant"])
+        lines.append(f"| {name} | {speed(row):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f}) | {ratio} | {share} | {startup} |")
+    versions = {name: version for row in rows for name, version in row["versions"].items() if name not in (*OWN, *PEERS)}
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    machine = record["machine"]
+    return "\n".join([*lines, "", f"`{machine['processor']}, {machine['cores']} cores; {record['date']}; {listed}`"]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [f"{task.algorithm}-{task.environment}" for task in TASKS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="tasks to measure")
+    parser.add_argument("--repetitions", type=int, default=3, help="rounds")
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of a measurement, after the warm-up")
+    parser.add_argument("--quick", action="store_true", help="one iteration, one round, no trials: does it run?")
+    parser.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "surefoot" / "benchmarks", help="where the peers live")
+    parser.add_argument("--out", type=Path, help=f"the record; by default {(RESULTS / 'speed.json').relative_to(ROOT)}, none with --quick")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of a record and measure nothing")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())), end="")
+        return
+    tasks = [task for task, name in zip(TASKS, names, strict=True) if name in options.only]
+    if options.quick:
+        options.repetitions, options.seconds = 1, 0.0
+    out = options.out or (None if options.quick else RESULTS / "speed.json")
+    venvs, trials = options.venvs.resolve(), not options.quick
+    with tempfile.TemporaryDirectory() as directory, chdir(directory):  # MuJoCo writes its warnings where it runs
+        # Compiled programs are kept in a cache that begins empty: the first round compiles, the others load.
+        os.environ |= {"XDG_CACHE_HOME": directory, "JAX_PLATFORMS": "cpu"}
+        record = benchmark(tasks, repetitions=options.repetitions, seconds=options.seconds, trials=trials, venvs=venvs)
+    print(table(record), end="")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What the shipped losses and updates are driven with: the oracle's trajectories as rollouts, tables as policies, made-up experience."""
+
+import equinox as eqx
+import jax
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+from surefoot.distributions import Categorical
+from surefoot.types import EnvironmentSpec, Rollout
+
+FLOATS = Box(-np.inf, np.inf, (3,), np.float32)
+
+
+class Table(eqx.Module):
+    """An actor: logits [S, A] by state. An observation is the number time * S + state."""
+
+    logits: jax.Array
+
+    def __call__(self, obs, action_mask=None):
+        return Categorical.from_logits(self.logits[obs % len(self.logits)], action_mask)
+
+
+class ValueTable(eqx.Module):
+    """A critic: a value for each observation, [(H + 1) * S]."""
+
+    values: jax.Array
+
+    def __call__(self, obs):
+        return self.values[obs]
+
+
+def table_spec(num_observations, num_actions, num_envs):
+    return EnvironmentSpec("table", Discrete(num_observations), Discrete(num_actions), num_envs)
+
+
+def oracle_rollout(mdp, batch):
+    """Every trajectory [H, N] as the stream of an environment."""
+    num_states = len(mdp.start)
+    following = ((batch.time + 1) * num_states + batch.next_state).astype(np.int32)
+    return Rollout(
+        obs=(batch.time * num_states + batch.state).astype(np.int32),
+        action=batch.action.astype(np.int32),
+        reward=batch.reward,
+        terminated=batch.terminated,
+        truncated=batch.truncated,
+        final_obs=following,
+        valid=batch.valid,
+        time=batch.time.astype(np.int32),
+        last_obs=following[-1],
+        progress=np.float32(0.0),
+    )
+
+
+def experience(spec, lengths=(3, 1, 5, 2, 4, 1), *, begun=0, unfinished=0, seed=0):
+    """Random rows of `spec.num_envs` streams, each of episodes of these `lengths` in an order of its own.
+
+    The first has `begun` so many steps earlier and the last goes on after the batch, of which it is `unfinished` rows. Every end
+    is a termination or a truncation; random observations stand everywhere.
+    """
+    rng = np.random.default_rng(seed)
+    num_steps, num_envs = sum(lengths) + unfinished, spec.num_envs
+
+    def observations(*shape):
+        if isinstance(spec.observation_space, Discrete):
+            return rng.integers(spec.observation_space.n, size=shape, dtype=np.int32)
+        return rng.normal(size=(*shape, 3))
+
+    time, ended = np.zeros((2, num_steps, num_envs), np.int32)
+    for n in range(num_envs):
+        end = 0
+        for length in [*rng.permutation(lengths), unfinished]:
+            time[end : end + length, n] = np.arange(length) + (begun if end == 0 else 0)
+            end += length
+            ended[end - 1, n] = True
+        if unfinished:
+            ended[-1, n] = False
+    terminates = rng.random((num_steps, num_envs)) < 0.5
+    discrete = isinstance(spec.action_space, Discrete)
+    return Rollout(
+        obs=observations(num_steps, num_envs),
+        action=rng.integers(spec.action_space.n, size=(num_steps, num_envs), dtype=np.int32)
+        if discrete
+        else rng.normal(size=(num_steps, num_envs, *spec.action_space.shape)),
+        reward=rng.normal(size=(num_steps, num_envs)),
+        terminated=ended.astype(bool) & terminates,
+        truncated=ended.astype(bool) & ~terminates,
+        final_obs=observations(num_steps, num_envs),
+        valid=np.ones((num_steps, num_envs), bool),
+        time=time,
+        last_obs=observations(num_envs),
+        progress=np.float32(0.0),
+    )
+
+
+PER_ROW = ("obs", "action", "reward", "terminated", "truncated", "final_obs", "valid", "time")
+
+
+def part(rollout, begin, end):
+    """The batch of the rows from `begin` to `end`."""
+    rows = {name: getattr(rollout, name)[begin:end] for name in PER_ROW}
+    last_obs = rollout.last_obs if end == len(rollout.time) else rollout.obs[end]
+    return rollout._replace(**rows, last_obs=last_obs)
+
+
+def with_reset_rows(rollout, seed=1):
+    """The same experience in NEXT_STEP mode: a row that counts for nothing, of wild contents, after every row that ended an episode.
+
+    Every stream must have the same number of ends.
+    """
+    other = experience_like(rollout, seed)
+    ended = rollout.terminated | rollout.truncated
+    columns = []
+    for n in range(ended.shape[1]):
+        order = [row for t in range(len(ended)) for row in ([(t, True), (t, False)] if ended[t, n] else [(t, True)])]
+        columns.append({
+            name: np.stack([(getattr(rollout, name) if real else getattr(other, name))[t, n] for t, real in order]) for name in PER_ROW
+        })
+    return rollout._replace(**{name: np.stack([column[name] for column in columns], axis=1) for name in PER_ROW})
+
+
+def experience_like(rollout, seed):
+    """Rows that are not valid, in the shapes of `rollout`."""
+    rng, never = np.random.default_rng(seed), np.zeros_like(rollout.valid)
+    mixed = {name: rng.permuted(getattr(rollout, name), axis=0) for name in ("obs", "action", "final_obs")}
+    zero = {"terminated": never, "truncated": never, "valid": never, "time": np.zeros_like(rollout.time)}
+    return rollout._replace(**mixed, **zero, reward=np.full_like(rollout.reward, 99.0))

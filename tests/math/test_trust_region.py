@@ -1,0 +1,169 @@
+"""Curvature, conjugate gradient, step length and line search against dense linear algebra (P7)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from oracle import TOLERANCE, compiled
+
+from surefoot.distributions import Categorical, DiagonalGaussian
+from surefoot.math.trust_region import backtracking_line_search, conjugate_gradient, hessian_vector_product, trust_region_scale
+
+pytestmark = pytest.mark.x64
+
+MDP = oracle.random_mdp(0)
+BATCH = oracle.trajectories(MDP)
+FEATURES = np.random.default_rng(0).normal(size=(5, 3))  # of five states
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(5)  # exact for polynomials up to degree 9: squared scores have 4
+
+
+def positive_definite(eigenvalues, seed=0):
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))[0]
+    return (rotation * eigenvalues) @ rotation.T
+
+
+# The Fisher matrix: one row of logits, or one mean and one log standard deviation, for each of five states.
+
+
+def categorical(parameters):
+    return Categorical.from_logits(FEATURES @ parameters.reshape(3, 4))
+
+
+def categorical_fisher(parameters):
+    """E[score score^T], the expectation a sum over all actions and a mean over the states."""
+    probs = jnp.exp(categorical(parameters).log_probs)
+    score = jax.jacobian(lambda parameters: categorical(parameters).log_probs)(parameters)  # [S, A, D]
+    return jnp.einsum("sa,sad,sae->de", probs, score, score) / len(FEATURES)
+
+
+def gaussian(parameters):
+    """Two actions; the spread depends on the state too, so that the two directions of the KL are far apart away from the point."""
+    return DiagonalGaussian(FEATURES @ parameters[:6].reshape(3, 2), FEATURES @ parameters[6:].reshape(3, 2) / 4)
+
+
+def gaussian_fisher(parameters):
+    """E[score score^T], the expectation a quadrature over actions and a mean over the states."""
+    at = gaussian(parameters)
+    noise = jnp.stack(jnp.meshgrid(NODES, NODES, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    weight = np.outer(NODE_WEIGHTS, NODE_WEIGHTS).ravel() / NODE_WEIGHTS.sum() ** 2
+    action = at.mean + jnp.exp(at.log_std) * noise
+    score = jax.jacobian(lambda parameters: jax.vmap(gaussian(parameters).log_prob)(action))(parameters)  # [25, S, D]
+    return jnp.einsum("q,qsd,qse->de", weight, score, score) / len(FEATURES)
+
+
+@pytest.mark.parametrize("direction", ["old||new", "new||old"])
+@pytest.mark.parametrize(("policy", "fisher"), [(categorical, categorical_fisher), (gaussian, gaussian_fisher)])
+def test_curvature_of_either_kl_at_the_old_policy_is_the_fisher_matrix(policy, fisher, direction):
+    point, vector = np.random.default_rng(1).normal(size=(2, 12))
+    old = policy(point)
+
+    def mean_kl(parameters):
+        new = policy(parameters)
+        return jnp.mean(old.kl_to(new) if direction == "old||new" else new.kl_to(old))
+
+    product = compiled(lambda point, vector: hessian_vector_product(mean_kl, point, vector), point, vector)
+    np.testing.assert_allclose(product, compiled(fisher, point) @ vector, **TOLERANCE)
+    np.testing.assert_allclose(product, compiled(jax.hessian(mean_kl), point) @ vector, **TOLERANCE)
+    elsewhere = compiled(lambda point, vector: hessian_vector_product(mean_kl, point + vector, vector), point, vector)
+    np.testing.assert_allclose(elsewhere, compiled(jax.hessian(mean_kl), point + vector) @ vector, **TOLERANCE)
+    assert np.max(np.abs(elsewhere - product)) > 0.01  # away from the old policy it is no Fisher matrix
+
+
+def test_curvature_of_the_expected_kl_is_the_expected_fisher_matrix_of_the_trajectories():
+    """Over every trajectory of the oracle: the mean over steps of score score^T."""
+    theta, vector = oracle.random_logits(MDP, 1), np.random.default_rng(2).normal(size=MDP.reward.shape[0] * MDP.reward.shape[1])
+    score = compiled(jax.jacobian(lambda theta: oracle.log_prob(theta, BATCH)), theta).reshape(*BATCH.valid.shape, -1)
+    prob = oracle.probability(theta, BATCH)
+    fisher = np.einsum("n,tnd,tne->de", prob, score, score) / np.sum(prob * BATCH.valid)
+
+    def mean_kl(flat):
+        return oracle.expected_kl(MDP, theta, flat.reshape(theta.shape))
+
+    product = compiled(lambda point, vector: hessian_vector_product(mean_kl, point, vector), theta.ravel(), vector)
+    np.testing.assert_allclose(product, fisher @ vector, **TOLERANCE)
+
+
+# Conjugate gradient
+
+
+def solve(matrix, target, **options):
+    return compiled(lambda matrix, target: conjugate_gradient(lambda v: matrix @ v, target, **options), matrix, target)
+
+
+@pytest.mark.parametrize("eigenvalues", [np.linspace(1, 2, 8), np.logspace(-3, 3, 8)], ids=["well conditioned", "ill conditioned"])
+def test_conjugate_gradient_solves(eigenvalues):
+    matrix, target = positive_definite(eigenvalues), np.random.default_rng(1).normal(size=8)
+    x = solve(matrix, target, num_iterations=60, tolerance=1e-26)
+    np.testing.assert_allclose(x, np.linalg.solve(matrix, target), rtol=1e-7)
+
+
+def test_as_many_iterations_as_eigenvalues_are_enough():
+    matrix, target = positive_definite(np.array([1.0, 1.0, 1.0, 5.0, 5.0, 9.0])), np.random.default_rng(1).normal(size=6)
+    np.testing.assert_allclose(solve(matrix, target, num_iterations=3, tolerance=0.0), np.linalg.solve(matrix, target), **TOLERANCE)
+    assert np.max(np.abs(solve(matrix, target, num_iterations=2, tolerance=0.0) - np.linalg.solve(matrix, target))) > 1e-3
+
+
+def test_the_first_iteration_is_the_best_step_along_the_target():
+    matrix, target = positive_definite(np.linspace(1, 9, 6)), np.random.default_rng(1).normal(size=6)
+    length = target @ target / (target @ matrix @ target)
+    np.testing.assert_allclose(solve(matrix, target, num_iterations=1), length * target, **TOLERANCE)
+
+
+def test_it_stops_once_the_squared_residual_is_a_small_part_of_the_first():
+    matrix, target = positive_definite(np.logspace(0, 3, 12)), 1e3 * np.random.default_rng(1).normal(size=12)
+    part = [
+        np.sum((target - matrix @ solve(matrix, target, num_iterations=40, tolerance=tolerance)) ** 2) / np.sum(target**2)
+        for tolerance in (0.5, 1e-3, 1e-10)
+    ]
+    assert 1e-3 < part[0] <= 0.5
+    assert 1e-10 < part[1] <= 1e-3
+    assert part[2] <= 1e-10
+
+
+def test_no_target_gives_no_direction():
+    np.testing.assert_array_equal(solve(positive_definite(np.ones(4)), np.zeros(4), num_iterations=5), 0.0)
+
+
+# Length of the step
+
+
+def test_the_step_ends_on_the_edge_of_the_region():
+    matrix, direction = positive_definite(np.logspace(-2, 2, 6)), np.random.default_rng(1).normal(size=6)
+    step = direction * compiled(trust_region_scale, direction, matrix @ direction, max_divergence=0.01)
+    np.testing.assert_allclose(0.5 * step @ matrix @ step, 0.01, **TOLERANCE)
+    assert step @ direction > 0
+
+
+@pytest.mark.parametrize("curvature", [0.0, -1.0])
+def test_a_direction_without_length_is_not_followed(curvature):
+    scale, slope = jax.value_and_grad(lambda x: trust_region_scale(x, curvature * x, max_divergence=0.01))(jnp.ones(3))
+    np.testing.assert_array_equal(scale, 0.0)
+    assert np.isfinite(slope).all()
+
+
+# Line search
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale", "tries"),
+    [(2.0, 1.0, 1), (1.0, 1.0, 1), (0.99, 0.8, 2), (0.65, 0.64, 3), (0.8**4, 0.8**4, 5), (0.8**5, 0.0, 5), (0.0, 0.0, 5)],
+)
+def test_line_search_takes_the_first_acceptable_try(largest, scale, tries):
+    def search(largest):
+        return backtracking_line_search(lambda scale: scale <= largest * (1 + 1e-12), factor=0.8, num_tries=5, dtype=jnp.float64)
+
+    found = compiled(search, largest)
+    np.testing.assert_allclose(found, [scale, tries], **TOLERANCE)
+
+
+def test_line_search_does_not_look_past_the_first_acceptable_try():
+    """Acceptable are a half and less than a tenth: the half comes first, though the search could go on."""
+    scale, tries = backtracking_line_search(lambda scale: (scale == 0.5) | (scale < 0.1), factor=0.5, num_tries=9)
+    assert (scale, tries) == (0.5, 2)
+
+
+def test_what_is_not_a_number_is_not_acceptable():
+    scale, tries = backtracking_line_search(lambda scale: scale * jnp.nan <= 1.0, factor=0.5, num_tries=3)
+    assert (scale, tries) == (0.0, 3)
