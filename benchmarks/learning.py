@@ -3,6 +3,7 @@
     python benchmarks/learning.py --algorithm ppo --environment HalfCheetah-v5 --steps 1e6 --seeds 5
 
 Stopped in any way and started again, it goes on: a finished seed is not trained again, and an unfinished one is resumed.
+The runs stay in runs/learning; delete them there to study a changed program.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ def confidence_interval(means: list[float]) -> list[float]:
     return np.percentile(resampled, [2.5, 97.5]).tolist()
 
 
+def is_evaluated(run: Path, episodes: int) -> bool:
+    """Evaluation follows the end of training, so nothing is left to do."""
+    evaluation = run / "evaluation.json"
+    return evaluation.exists() and json.loads(evaluation.read_text())["episodes"] == episodes
+
+
 def train_and_evaluate(algorithm: str, environment: str, steps: int, runs: list[Path], preset: bool, episodes: int) -> None:
     """Bring every run to its end and its evaluation, as many at a time as there are cores."""
-    unfinished = {run.name: run for run in runs if not (run / "evaluation.json").exists()}
+    unfinished = {run.name: run for run in runs if not is_evaluated(run, episodes)}
     fresh = ["train", algorithm, environment, "--steps", str(steps), *([] if preset else ["--no-preset"])]
     training = {
         name: ["train", "--resume", str(run)]
@@ -61,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--environment", required=True)
-    parser.add_argument("--steps", type=float, default=1e6)
+    parser.add_argument("--steps", type=lambda text: int(float(text)), default=1_000_000)
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--episodes", type=int, default=100, help="of the evaluation of each seed")
     parser.add_argument("--no-preset", dest="preset", action="store_false", help="the algorithm's defaults")
@@ -69,10 +76,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record is written")
     options = parser.parse_args()
     name = f"{options.algorithm}-{options.environment}{'' if options.preset else '-defaults'}"
-    directory = options.runs / f"{name}-{options.steps:g}"
+    directory = options.runs / f"{name}-{options.steps}"
     directory.mkdir(parents=True, exist_ok=True)
     runs = [directory / f"seed-{seed}" for seed in range(options.seeds)]
-    train_and_evaluate(options.algorithm, options.environment, int(options.steps), runs, options.preset, options.episodes)
+    train_and_evaluate(options.algorithm, options.environment, options.steps, runs, options.preset, options.episodes)
 
     seeds = [result_of(run) for run in runs]
     means = [seed["mean"] for seed in seeds]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,10 @@ CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parent.p
 def surefoot(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `surefoot ARGUMENTS` in a process of its own, in an empty directory; the exit code must be as given."""
 
-    def run(*arguments: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "surefoot", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=options.pop("cwd", tmp_path), timeout=300, check=False, **options)
+        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, "check": False} | options
+        done = subprocess.run(command, **options)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -102,6 +102,21 @@ def part(rollout, begin, end):
     return rollout._replace(**rows, last_obs=last_obs)
 
 
+def batches_of(rollout, num_rows, offset=0):
+    """The experience in batches of `num_rows`, with `offset` rows that do not count before it and what is missing after it."""
+    length = len(rollout.time)
+    missing = -(length + offset) % num_rows
+    padding = experience_like(rollout, seed=2)
+    index = np.array([*range(offset), *range(length), *range(missing)])
+    is_real = np.array([False] * offset + [True] * length + [False] * missing)
+    rows = {}
+    for name in PER_ROW:
+        real, wild = getattr(rollout, name)[index % length], getattr(padding, name)[index % length]
+        rows[name] = np.where(is_real.reshape(-1, *[1] * (real.ndim - 1)), real, wild)
+    padded = rollout._replace(**rows)
+    return [part(padded, begin, begin + num_rows) for begin in range(0, len(index), num_rows)]
+
+
 def with_reset_rows(rollout, seed=1):
     """The same experience in NEXT_STEP mode: a row that counts for nothing, of wild contents, after every row that ended an episode.
 
@@ -112,9 +127,9 @@ def with_reset_rows(rollout, seed=1):
     columns = []
     for n in range(ended.shape[1]):
         order = [row for t in range(len(ended)) for row in ([(t, True), (t, False)] if ended[t, n] else [(t, True)])]
-        columns.append({
-            name: np.stack([(getattr(rollout, name) if real else getattr(other, name))[t, n] for t, real in order]) for name in PER_ROW
-        })
+        columns.append(
+            {name: np.stack([(getattr(rollout, name) if real else getattr(other, name))[t, n] for t, real in order]) for name in PER_ROW}
+        )
     return rollout._replace(**{name: np.stack([column[name] for column in columns], axis=1) for name in PER_ROW})
 
 

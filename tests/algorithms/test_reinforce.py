@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
-from batches import Table, ValueTable, experience, oracle_rollout, part, table_spec, with_reset_rows
+from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, part, table_spec, with_reset_rows
 from oracle import TOLERANCE
 
 from surefoot.algorithms import reinforce
@@ -193,23 +193,21 @@ def test_normalised_advantages_only_rescale_the_gradient(baseline):
     assert np.max(other) < 10.0  # also where all advantages are alike
 
 
-# A batch [T, N] through the whole update. Adam's first moment, begun anew, is a tenth of the gradient.
+# Whole updates, on batches of 8 rows of 2 environments. Adam's first moment, begun anew, is a tenth of the gradient.
 
-NUM_STATES, NUM_ACTIONS, NUM_ENVS = 5, 2, 2
-SPEC = table_spec(NUM_STATES, NUM_ACTIONS, NUM_ENVS)
+SPEC = table_spec(num_observations=5, num_actions=2, num_envs=2)
+ROWS = 8
 FROZEN = 1e-300  # a learning rate that leaves every parameter as it is
-Still = partial(Plain, learning_rate=FROZEN, critic_learning_rate=FROZEN, num_steps=1, minibatch_size=2, window=30, critic_epochs=1)
+Still = partial(Plain, learning_rate=FROZEN, critic_learning_rate=FROZEN, num_steps=ROWS, window=30, critic_epochs=1, minibatch_size=16)
 
 update = jax.jit(lambda config, state, rollout: reinforce.update(config, state, rollout, None, jax.random.key(0)), static_argnums=0)
 
 
 def first_state(config, logits=None, values=None, spec=SPEC):
-    rng = np.random.default_rng(5)
-    num_states = spec.observation_space.n
-    logits = jnp.asarray(rng.normal(size=(num_states, spec.action_space.n))) if logits is None else logits
-    values = jnp.asarray(rng.normal(size=num_states)) if values is None else values
-    state = reinforce.init(config, spec, jax.random.key(0))
-    return state._replace(
+    rng, size = np.random.default_rng(5), spec.observation_space.n
+    logits = jnp.asarray(rng.normal(size=(size, spec.action_space.n)) if logits is None else logits)
+    values = jnp.asarray(rng.normal(size=size) if values is None else values)
+    return reinforce.init(config, spec, jax.random.key(0))._replace(
         acting=StochasticPolicy(Table(logits), None),
         critic=ValueTable(values),
         optimiser=optax.adam(config.learning_rate).init(Table(logits)),
@@ -221,141 +219,202 @@ def ascent(state):
     return -10.0 * state.optimiser[0].mu.logits
 
 
-def learn(config, rollouts):
-    """Sum over batches of what each adds to the gradient's sum over episodes; (that, episodes used, last state)."""
-    state = first_state(config)
-    fresh, total, episodes = state.optimiser, 0.0, []
-    for rollout in rollouts:
-        state, metrics = update(config, state._replace(optimiser=fresh), rollout)
+def learn(config, batches, state=None):
+    """The sum over all episodes of their gradients; how many were used; the last state."""
+    state = first_state(config) if state is None else state
+    fresh, total, episodes = first_state(config).optimiser, 0.0, 0
+    for batch in batches:
+        state, metrics = update(config, state._replace(optimiser=fresh), batch)
         total += ascent(state) * int(metrics["episodes_used"])
-        episodes.append(int(metrics["episodes_used"]))
+        episodes += int(metrics["episodes_used"])
     return total, episodes, state
 
 
-def by_definition(rollout, logits, values, *, bootstrap, baseline, gamma=MDP.discount):
-    """Sum over ended episodes of sum_t (G_t - b(s_t)) grad log pi(a_t|s_t), in loops."""
-    probs, total = np.asarray(jax.nn.softmax(logits)), np.zeros(logits.shape)
+def by_definition(rollout, state, *, baseline, cut_value):
+    """Sum over episodes of sum_t (G_t - baseline(s_t)) grad log pi(a_t|s_t), in loops; `cut_value` of what a truncation cut off."""
+    probs = np.asarray(jax.nn.softmax(state.acting.actor.logits))
+    total = np.zeros(probs.shape)
     for n in range(rollout.time.shape[1]):
         rows = []
         for t in range(len(rollout.time)):
             rows.append(t)
             if not (rollout.terminated[t, n] or rollout.truncated[t, n]):
                 continue
-            credit = values[rollout.final_obs[t, n]] if bootstrap and rollout.truncated[t, n] else 0.0
+            credit = cut_value[rollout.final_obs[t, n]] if rollout.truncated[t, n] else 0.0
             for row in reversed(rows):
-                credit = rollout.reward[row, n] + gamma * credit
-                state, action = rollout.obs[row, n], rollout.action[row, n]
-                score = -probs[state]
-                score[action] += 1
-                total[state] += (credit - (values[state] if baseline else 0.0)) * score
+                obs = rollout.obs[row, n]
+                credit = rollout.reward[row, n] + MDP.discount * credit
+                score = -probs[obs]
+                score[rollout.action[row, n]] += 1
+                total[obs] += (credit - baseline[obs]) * score
             rows = []
     return total
 
 
+@pytest.mark.parametrize("offset", [0, 3, 6])
+@pytest.mark.parametrize("has_reset_rows", [False, True])
 @pytest.mark.parametrize("baseline", ["none", "value"])
-def test_gradient_of_a_batch_by_definition_bootstrapped_at_a_truncation_only_with_a_learned_value(baseline):
-    config = Still(baseline=baseline)
-    rollout = experience(SPEC)
-    total, episodes, state = learn(config, [rollout])
-    learned = baseline == "value"
-    expected = by_definition(rollout, state.acting.actor.logits, np.asarray(state.critic.values), bootstrap=learned, baseline=learned)
-    np.testing.assert_allclose(total, expected, **TOLERANCE)
-    assert episodes == [12]
-    assert rollout.truncated.sum() > 2
-    assert rollout.terminated.sum() > 2
+def test_every_episode_counts_once_wherever_batches_cut_it(baseline, has_reset_rows, offset):
+    """A learned value, and nothing else, stands for what a time limit cut off."""
+    rollout = experience(SPEC, (3, 1, 5, 2, 4, 1, 14, 6, 2), seed=3)
+    stream = with_reset_rows(rollout) if has_reset_rows else rollout
+    total, episodes, state = learn(Still(baseline=baseline), batches_of(stream, ROWS, offset))
+    assert episodes == 18
+    assert min(rollout.truncated.sum(), rollout.terminated.sum()) > 4
+    value = np.asarray(state.critic.values) if baseline == "value" else np.zeros(5)
+    np.testing.assert_allclose(total, by_definition(rollout, state, baseline=value, cut_value=value), **TOLERANCE)
 
 
-@pytest.mark.parametrize("settings", [{"baseline": "none"}, {"baseline": "value"}, {"baseline": "mean", "credit": "total"}])
-def test_every_episode_counts_once_wherever_the_batches_are_cut(settings):
-    config = Still(**settings)
-    rollout = experience(SPEC, (3, 1, 5, 2, 4, 1, 8, 6, 2), seed=3)
-    whole, episodes, _ = learn(config, [rollout])
-    assert episodes == [18]
-    for cuts in (range(0, 33, 4), (0, 1, 5, 13, 17, 18, 22, 30, 31, 32)):
-        total, episodes, state = learn(config, [part(rollout, begin, end) for begin, end in pairwise(cuts)])
-        assert sum(episodes) == 18
-        if settings["baseline"] == "mean":  # which depends on the batches before
-            assert abs(state.mean_credit.mean) > 0.01
-            continue
-        np.testing.assert_allclose(total, whole, **TOLERANCE)
+def test_rows_of_a_reset_do_not_matter_to_what_depends_on_the_whole_batch():
+    importance = {"importance": "trajectory", "self_normalised": True}
+    config = Still(credit="total", baseline="leave_one_out", normalise_advantage=True, **importance)
+    rollout = experience(SPEC, (3, 1), seed=3)
+    plain, without, with_rows = (
+        learn(config, batches_of(stream, ROWS))[0] for stream in (rollout, experience(SPEC, (3, 1, 2, 2)), with_reset_rows(rollout))
+    )
+    np.testing.assert_allclose(with_rows, plain, **TOLERANCE)
+    assert np.max(np.abs(with_rows - without)) > 0.1
 
 
 def test_episodes_longer_than_window_and_batch_together_are_left_out():
-    lengths = (5, 1, 3, 6, 2, 4)
-    rollout = experience(SPEC, lengths)
-    for window, fits in ((4, lambda end, length: length <= 4 + (end - 1) % 3 + 1), (0, lambda end, length: length <= (end - 1) % 3 + 1)):
-        _, episodes, _ = learn(Still(baseline="none", window=window), [part(rollout, begin, begin + 3) for begin in range(0, 21, 3)])
-        ends = [(t + 1, rollout.time[t, n] + 1) for t, n in np.argwhere(rollout.terminated | rollout.truncated)]
-        assert sum(episodes) == sum(fits(end, length) for end, length in ends) < 12
-
-
-def test_an_episode_that_began_before_the_first_batch_is_left_out():
-    _, episodes, _ = learn(Still(baseline="none"), [experience(SPEC, begun=2)])
-    assert episodes == [10]
+    rollout = experience(SPEC, (11, 12, 3, 14, 2, 20), seed=1)
+    _, episodes, _ = learn(Still(baseline="none", window=4), batches_of(rollout, ROWS))
+    fits = [rollout.time[t, n] + 1 <= 4 + t % ROWS + 1 for t, n in np.argwhere(rollout.terminated | rollout.truncated)]
+    assert episodes == sum(fits)
+    assert 4 <= sum(fits) <= 8
 
 
 def test_where_no_episode_has_ended_the_policy_keeps_its_bits():
-    config = Plain(importance="per_step", self_normalised=True, num_steps=1, minibatch_size=2, window=3, epochs=2, critic_epochs=1)
-    state, _ = update(config, first_state(config), experience(SPEC, (2, 3)))
-    for key in (1, 2):
-        after, metrics = update(config, state, experience(SPEC, (), unfinished=5, seed=key))
-        jax.tree.map(np.testing.assert_array_equal, (after.acting, after.optimiser), (state.acting, state.optimiser))
-        assert metrics["episodes_used"] == 0
-        assert np.isfinite(metrics["policy_loss"])
-        assert metrics["gradient_norm"] == 0
-    assert np.any(state.optimiser[0].mu.logits != 0)
+    config = Plain(importance="per_step", self_normalised=True, num_steps=ROWS, minibatch_size=16, window=30, critic_epochs=1)
+    state, _ = update(config, first_state(config), experience(SPEC, (5, 3)))
+    after, metrics = update(config, state, experience(SPEC, (), unfinished=ROWS))
+    jax.tree.map(np.testing.assert_array_equal, (after.acting, after.optimiser), (state.acting, state.optimiser))
+    assert metrics["episodes_used"] == metrics["policy_loss"] == metrics["gradient_norm"] == 0
+    assert np.any(state.optimiser[0].mu.logits != 0)  # momentum
     assert np.any(after.critic.values != state.critic.values)  # which learns from every row
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"baseline": "value"},
-        {"baseline": "leave_one_out", "credit": "total"},
-        {"baseline": "mean", "importance": "per_step", "self_normalised": True, "normalise_advantage": True, "discounting": "objective"},
-    ],
-)
-def test_rows_of_a_reset_do_not_matter(settings):
-    config = Still(**settings)
-    rollouts = [experience(SPEC, unfinished=2, seed=3), experience(SPEC, begun=2, seed=4)]
-    plain, episodes, state = learn(config, rollouts)
-    with_rows, _, other = learn(config, [with_reset_rows(rollout) for rollout in rollouts])
-    assert episodes == [12, 12]
-    np.testing.assert_allclose(with_rows, plain, **TOLERANCE)
-    np.testing.assert_allclose(other.mean_credit, state.mean_credit, rtol=1e-6)
+def test_an_episode_that_its_environment_forgot_is_left_out():
+    """As after a resume of an environment that cannot continue where it was."""
+    config = Still(baseline="none")
+    _, _, state = learn(config, [experience(SPEC, (2,), unfinished=6)])
+    later = experience(SPEC, (5, 3), seed=9)
+    total, episodes, _ = learn(config, [later], state)
+    assert episodes == 4
+    np.testing.assert_allclose(total, by_definition(later, state, baseline=np.zeros(5), cut_value=np.zeros(5)), **TOLERANCE)
 
 
 def test_the_mean_baseline_is_that_of_the_batches_before():
-    config, rollout = Still(baseline="mean"), experience(SPEC)
-    state, _ = update(config, first_state(config), rollout)
-    credit = credits(config, rows_of(rollout, rollout.reward, np.zeros(rollout.time.shape), None), rollout.reward)
-    np.testing.assert_allclose(state.mean_credit.mean, np.mean(credit), rtol=1e-6)
-    later = experience(SPEC, seed=8)
-    after, _ = update(config, state._replace(optimiser=first_state(config).optimiser), later)
-    logits = state.acting.actor.logits
-    constant = np.full(NUM_STATES, state.mean_credit.mean)
-    np.testing.assert_allclose(12 * ascent(after), by_definition(later, logits, constant, bootstrap=False, baseline=True), **TOLERANCE)
+    config = Still(baseline="mean")
+    first, second, third = (experience(SPEC, lengths, seed=seed) for seed, lengths in enumerate([(3, 1, 4), (2, 5, 1), (8,)]))
+    _, _, state = learn(config, [first, second])
+    every_credit = [
+        reward_to_go(batch.reward, np.zeros((ROWS, 2)), batch.terminated, batch.truncated, discount=MDP.discount)
+        for batch in (first, second)
+    ]
+    np.testing.assert_allclose(state.mean_credit.mean, np.mean(every_credit), rtol=1e-6)
+    total, _, _ = learn(config, [third], state)
+    expected = by_definition(third, state, baseline=np.full(5, state.mean_credit.mean), cut_value=np.zeros(5))
+    np.testing.assert_allclose(total, expected, **TOLERANCE)
 
 
-def test_a_learned_value_is_an_unbiased_baseline_of_an_episode_cut_by_a_batch():
+def test_a_learned_value_is_an_unbiased_baseline_of_an_episode_that_batches_cut():
     """The critic is fitted to the first half of an episode before the second half arrives: the first half keeps its older values."""
-    theta = oracle.random_logits(SMALL, 1)
-    num_observations = 3 * len(SMALL.start)
-    spec = table_spec(num_observations, 2, 1)
-    config = Still(discounting="objective", window=1, minibatch_size=1, critic_learning_rate=0.5)
-    values = jnp.asarray(np.random.default_rng(0).normal(size=num_observations))
-    start = first_state(config, theta, values, spec)
+    theta, num_observations = oracle.random_logits(SMALL, 1), 3 * len(SMALL.start)
+    spec = table_spec(num_observations, num_actions=2, num_envs=1)
+    config = Still(discounting="objective", num_steps=1, window=1, minibatch_size=1, critic_learning_rate=0.5)
+    start = first_state(config, theta, spec=spec)
+    every = oracle_rollout(SMALL, SMALL_BATCH)
 
-    def halves(rollout):
-        rollout = jax.tree.map(lambda x: x[:, None] if x.ndim == 1 else x[None], rollout)
+    def halves(rows):
+        rollout = every._replace(**jax.tree.map(lambda x: x[:, None], rows), last_obs=rows["final_obs"][-1:])
         first, metrics = reinforce.update(config, start, part(rollout, 0, 1), None, jax.random.key(0))
         second, more = reinforce.update(config, first._replace(optimiser=start.optimiser), part(rollout, 1, 2), None, jax.random.key(0))
         return ascent(first) + ascent(second), metrics["episodes_used"] + more["episodes_used"], first.critic.values
 
-    rollout = oracle_rollout(SMALL, SMALL_BATCH)._replace(progress=np.zeros(SMALL_BATCH.valid.shape[1]))
-    axes = rollout._replace(**dict.fromkeys(rollout._fields, 1), last_obs=0, progress=0, **dict.fromkeys(rollout._fields[-4:]))
-    estimates, episodes, fitted = jax.jit(jax.vmap(halves, in_axes=(axes,)))(jax.tree.map(jnp.asarray, rollout))
+    rows = {name: jnp.asarray(getattr(every, name)) for name in PER_ROW}
+    estimates, episodes, fitted = oracle.compiled(jax.vmap(halves, in_axes=1), rows)
     np.testing.assert_array_equal(episodes, 1)
-    assert np.all(np.max(np.abs(fitted - values), axis=-1) > 0.1)
+    assert np.all(np.max(np.abs(fitted - start.critic.values), axis=-1) > 0.1)
     prob = oracle.probability(theta, SMALL_BATCH)
     np.testing.assert_allclose(prob @ estimates.reshape(len(prob), -1), oracle.objective_gradient(SMALL, theta), **TOLERANCE)
+
+
+def test_each_further_epoch_weighs_by_how_far_the_policy_has_moved():
+    config = Plain(importance="per_step", baseline="value", epochs=3, learning_rate=0.1, num_steps=ROWS, minibatch_size=16, window=0)
+    state, rollout = first_state(config), experience(SPEC, (1, 4, 3))
+    after, metrics = update(config, state, rollout)
+
+    table, values = state.acting.actor, np.asarray(state.critic.values)
+    following = np.where(rollout.truncated, MDP.discount * values[rollout.final_obs], 0.0)
+    old_log_prob = jax.vmap(state.acting.distribution)(rollout.obs).log_prob(rollout.action)
+    rows = rows_of(rollout, rollout.reward + following, old_log_prob, jnp.asarray(values[rollout.obs]))
+    moments = state.optimiser
+    for _ in range(3):
+        value, gradient = jax.value_and_grad(lambda table: loss(config, StochasticPolicy(table, None), rows, rows.value, rows.valid))(table)
+        change, moments = optax.adam(0.1).update(gradient, moments)
+        table = optax.apply_updates(table, change)
+    np.testing.assert_allclose(after.acting.actor.logits, table.logits, **TOLERANCE)
+    np.testing.assert_allclose(metrics["policy_loss"], value, **TOLERANCE)
+    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient.logits), **TOLERANCE)
+    assert metrics["kl"] > 0.01
+
+
+def test_the_critic_learns_from_every_row_what_the_batch_shows_of_its_return():
+    config = Still(baseline="value")
+    state, rollout = first_state(config), experience(SPEC, (2, 3), unfinished=3, seed=2)
+    after, _ = update(config, state, rollout)
+    values, gradient = np.asarray(state.critic.values), np.zeros(5)
+    for n in range(2):
+        for t in reversed(range(ROWS)):
+            if t == ROWS - 1 or rollout.truncated[t, n]:
+                target = values[rollout.last_obs[n] if t == ROWS - 1 else rollout.final_obs[t, n]]
+            elif rollout.terminated[t, n]:
+                target = 0.0
+            target = rollout.reward[t, n] + MDP.discount * target
+            gradient[rollout.obs[t, n]] += (values[rollout.obs[t, n]] - target) / (2 * ROWS)
+    np.testing.assert_allclose(10 * after.critic_optimiser[0].mu.values, gradient, **TOLERANCE)
+
+
+def test_rewards_are_divided_by_the_scale_of_returns():
+    config, rollout = Still(baseline="none", normalise_reward=True), experience(SPEC, (1, 4, 3))
+    state = first_state(config)
+    (unscaled, _, _), (scaled, _, _) = (
+        learn(
+            config, [rollout], state._replace(return_scale=scale._replace(moments=scale.moments._replace(variance=jnp.asarray(variance))))
+        )
+        for scale, variance in ((state.return_scale, 1.0), (state.return_scale, 16.0))
+    )
+    np.testing.assert_allclose(scaled, unscaled / 4, rtol=1e-7)
+    assert np.max(np.abs(unscaled)) > 1
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"credit": "total", "discounting": "objective"}, "a total return is discounted from the start anyway"),
+        ({"credit": "total", "importance": "per_step"}, "credit='reward_to_go'"),
+        ({"self_normalised": True}, "set importance to 'trajectory' or 'per_step'"),
+        ({"max_weight": 2.0}, "set importance to 'trajectory' or 'per_step'"),
+        ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
+        ({"epochs": 0}, "epochs must lie in"),
+        ({"max_weight": 0.0, "importance": "per_step"}, "max_weight must lie in"),
+        ({"num_steps": 0}, "num_steps must lie in"),
+        ({"window": -1}, "window must lie in"),
+        ({"learning_rate": 0.0}, "learning_rate must lie in"),
+        ({"critic_epochs": 0}, "critic_epochs must lie in"),
+        ({"minibatch_size": 0}, "minibatch_size must lie in"),
+        ({"critic_learning_rate": 0.0}, "critic_learning_rate must lie in"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE(**settings)
+
+
+def test_a_minibatch_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(ValueError, match="minibatch_size=64 does not divide the batch of 8 steps x 2 environments = 16"):
+        reinforce.init(REINFORCE(num_steps=8), SPEC, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Every seed reaches the bar: parameters at the end of training, the preset's settings, deterministic policy, 100 episodes on other seeds."""
+"""Every seed reaches the bar: final parameters, the preset's settings, deterministic policy, 100 episodes on other seeds."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def test_ten_kills_and_resumes_end_in_the_bits_of_one_process(environment: str, 
         if phase == "evaluating":  # there must be a policy to evaluate
             assert (killed / "policy.safetensors").exists()
         moment = draw.uniform(0.0, seconds[phase])
-        done = subprocess.run([sys.executable, DYING, phase, str(calls), str(moment), *map(str, command)], capture_output=True, text=True, check=False)
+        dying = [sys.executable, DYING, phase, str(calls), str(moment), *map(str, command)]
+        done = subprocess.run(dying, capture_output=True, text=True, check=False)
         assert done.returncode == -9, f"{phase}: {done.stdout}\n{done.stderr}"
         kills += 1
     assert kills == 10

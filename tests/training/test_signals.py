@@ -199,7 +199,7 @@ def test_seeds_stop_together_and_go_on_together(
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]) -> None:
     out = tmp_path / "out"
     command = ["train", "ppo", "CartPole-v1", "--seeds", "2", "--steps", "1e9", "--out", str(out), *SMALL_OPTIONS]
-    parent = subprocess.Popen([sys.executable, "-m", "surefoot", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-m", "surefoot", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # DBG
     wait_for(lambda: any(out.glob("seed-*/metrics.jsonl")))
     assert alive(out)
     parent.kill()

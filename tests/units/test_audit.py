@@ -6,10 +6,12 @@ import numpy as np
 import oracle
 import pytest
 
-from surefoot.audit import mean_per_episode, step_audit
+import surefoot.audit
+from surefoot.audit import mean_per_episode
 from surefoot.distributions import Categorical, DiagonalGaussian
 from surefoot.types import Rollout
 
+step_audit = jax.jit(surefoot.audit.step_audit, static_argnames="discount")
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 DISCOUNT = 0.9
 NUM_STEPS, NUM_STREAMS = 7, 3
@@ -44,9 +46,7 @@ def random_step(kind, seed=0):
 def test_audit_against_loops(x64, kind):
     old, new, action = random_step(kind)
     advantage = np.random.default_rng(1).normal(size=(NUM_STEPS, NUM_STREAMS))
-    audit = jax.jit(step_audit, static_argnames="discount")(
-        old, new, rollout_of(action, TIME, VALID), jnp.asarray(advantage), discount=DISCOUNT
-    )
+    audit = step_audit(old, new, rollout_of(action, TIME, VALID), jnp.asarray(advantage), discount=DISCOUNT)
     ratio = np.exp(np.asarray(new.log_prob(action)) - np.asarray(old.log_prob(action)))
     kl, entropy = np.asarray(old.kl_to(new)), np.asarray(new.entropy())
     rows = [(t, n) for t in range(NUM_STEPS) for n in range(NUM_STREAMS) if VALID[t, n]]

@@ -19,7 +19,11 @@ MOMENTS = Moments(jnp.asarray([1.0, 0.0, -1.0]), jnp.asarray([4.0, 1.0, 0.25]), 
 
 
 def actor_for(action_space, observation_space=OBSERVATIONS):
-    return Actor("mlp", observation_space, action_space, jax.random.key(0), **SHAPE)
+    return jax.jit(lambda key: Actor("mlp", observation_space, action_space, key, **SHAPE))(jax.random.key(0))
+
+
+def critic_for(observation_space=OBSERVATIONS, seed=0):
+    return jax.jit(lambda key: Critic("mlp", observation_space, key, **SHAPE))(jax.random.key(seed))
 
 
 def test_a_discrete_actor_is_a_linear_head_on_its_torso():
@@ -52,17 +56,17 @@ def test_policies_begin_near_uniform_or_near_zero_with_unit_spread():
     gaussian = jax.vmap(actor_for(Box(-1.0, 1.0, (2,))))(OBS)
     assert 1e-5 < np.abs(gaussian.mean).max() < 0.03
     np.testing.assert_array_equal(gaussian.log_std, 0.0)
-    head = Critic("mlp", OBSERVATIONS, jax.random.key(0), **SHAPE).head
+    head = critic_for().head
     np.testing.assert_allclose(np.linalg.norm(head.weight), 1.0, rtol=1e-6)
 
 
 def test_torso_and_head_have_keys_of_their_own():
-    actor, critic = actor_for(Discrete(8)), Critic("mlp", OBSERVATIONS, jax.random.key(1), **SHAPE)
+    actor, critic = actor_for(Discrete(8)), critic_for(seed=1)
     assert np.abs(actor.torso.layers[0].weight - critic.torso.layers[0].weight).max() > 0.1
 
 
 def test_a_critic_gives_one_number():
-    critic = Critic("mlp", OBSERVATIONS, jax.random.key(0), **SHAPE)
+    critic = critic_for()
     assert critic(OBS[0]).shape == ()
     np.testing.assert_allclose(critic(OBS[0]), (critic.head.weight @ critic.torso(OBS[0]))[0], rtol=1e-6)
 
@@ -137,4 +141,4 @@ def test_actor_and_critic_take_dictionaries():
     space = Dict(a=Discrete(2), b=Box(-1.0, 1.0, (2,)))
     obs = {"a": np.int32(1), "b": np.zeros(2, np.float32)}
     assert actor_for(Discrete(3), space)(obs).log_probs.shape == (3,)
-    assert Critic("mlp", space, jax.random.key(0), **SHAPE)(obs).shape == ()
+    assert critic_for(space)(obs).shape == ()

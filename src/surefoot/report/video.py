@@ -39,6 +39,7 @@ from ..types import DeviceEnvironment, HostEnvironment
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [height, width, 3]
 MODE = "rgb_array"
 DEFAULT_FPS = 30.0  # of an environment that does not say
+NO_DISPLAY = "There is no display to open a window on; `surefoot record RUN out.mp4` films into a file instead."
 END_SECONDS = 0.5  # the end of an episode stands, or one would not see it
 
 
@@ -75,7 +76,7 @@ def record(policy: Policy, env: Any, out: str | Path, **how: Any) -> list[float]
 def watch(policy: Policy, env: Any, **how: Any) -> list[float]:
     """Play whole episodes in a window, until they are over or it is closed. `how` as for `film`; gives the returns."""
     if is_headless():
-        raise ValueError("There is no display to open a window on; `surefoot record RUN out.mp4` films into a file instead.")
+        raise ValueError(NO_DISPLAY)
     with film(policy, env, max_fps=60, **how) as (pictures, fps, returns):
         show(environment_name(env), pictures, fps)
     return returns
@@ -175,8 +176,8 @@ def drawing_environment(env: Any, name: str) -> gymnasium.Env[Any, Any]:
             f"{name} does not draw pictures: its render_mode is {built.render_mode!r}. Let what builds it take render_mode={MODE!r} and "
             "pass it on to the environment, whose render() then returns an array [height, width, 3] of uint8."
         )
-    if is_headless() and hasattr(built.unwrapped, "mujoco_renderer") and "MUJOCO_GL" not in os.environ:
-        os.environ["MUJOCO_GL"] = headless_backend()
+    if hasattr(built.unwrapped, "mujoco_renderer") and "MUJOCO_GL" not in os.environ and sys.platform == "linux":
+        os.environ |= windowless_backend()
     return built
 
 
@@ -185,16 +186,18 @@ def is_headless() -> bool:
     return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def headless_backend() -> str:
-    """What MuJoCo can draw with where there is no display; a failed attempt spoils the process, so others make them."""
+def windowless_backend() -> dict[str, str]:
+    """The setting with which MuJoCo needs no display, if any works here. A failed attempt spoils its process, so others make them."""
     for backend in ("egl", "osmesa"):
         attempt = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
         if subprocess.run([sys.executable, "-P", "-c", attempt], capture_output=True, check=False).returncode == 0:
-            return backend
-    raise ValueError(
-        "There is no display, and without one MuJoCo draws through EGL or OSMesa, neither of which works here: "
-        "apt install libegl1 libgl1, or libosmesa6."
-    )
+            return {"MUJOCO_GL": backend}
+    if is_headless():
+        raise ValueError(
+            "There is no display, and without one MuJoCo draws through EGL or OSMesa, neither of which works here: "
+            "apt install libegl1 libgl1-mesa-dri, or libosmesa6."
+        )
+    return {}
 
 
 def play_device(
@@ -285,13 +288,15 @@ def show(title: str, pictures: Iterator[Picture], fps: float) -> None:
         import pygame
     except ImportError:
         raise ValueError('A window needs pygame, which is not installed: pip install "surefoot[render]".') from None
-    clock = pygame.time.Clock()
+    clock, window = pygame.time.Clock(), None
     for picture in pictures:
-        if not pygame.display.get_surface():
+        if window is None:
             pygame.display.init()
-            pygame.display.set_mode(picture.shape[1::-1])
+            if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:  # SDL found nothing better
+                raise ValueError(NO_DISPLAY)
+            window = pygame.display.set_mode(picture.shape[1::-1])
             pygame.display.set_caption(title)
-        pygame.surfarray.blit_array(pygame.display.get_surface(), picture.swapaxes(0, 1))
+        pygame.surfarray.blit_array(window, picture.swapaxes(0, 1))
         pygame.display.flip()
         clock.tick(fps)
         if any(event.type == pygame.QUIT for event in pygame.event.get()):
