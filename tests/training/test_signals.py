@@ -130,13 +130,17 @@ def test_training_works_in_a_thread_which_can_have_no_handlers(whole: Path, tmp_
 
 
 SECOND = """
-import os, signal, sys
+import os, signal, sys, time
 from surefoot.cli import main
 fsync = os.fsync
 def strike(file):
     if ".step-000000000256.tmp/info.json" in os.readlink(f"/proc/self/fd/{file}"):
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the same request, passed on by a wrapper
+        time.sleep(0.6)
+        open("lived", "w").close()
         signal.raise_signal(signal.SIGTERM)
+        open("lived too long", "w").close()
     fsync(file)
 os.fsync = strike
 main(sys.argv[1:])
@@ -146,8 +150,9 @@ main(sys.argv[1:])
 def test_the_second_signal_ends_the_process_at_once_and_the_checkpoint_before_is_intact(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "ppo", ENV, "--steps", str(STEPS), "--out", str(run), "--checkpoint-seconds", "0", *SMALL_OPTIONS]
-    done = subprocess.run([sys.executable, "-c", SECOND, *command], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", SECOND, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lived", "run"]
     assert steps_saved(run) == [BATCH]
     assert (run / "checkpoints" / ".step-000000000256.tmp" / "info.json").exists()
     with lock(run):

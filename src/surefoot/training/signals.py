@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+
+# Seconds in which signals count as one: wrappers pass on a Ctrl-C that the terminal has sent already, and a parent that dies
+# signals its children once for each of its threads.
+ONE_REQUEST = 0.5
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,11 +29,14 @@ class StopRequest:
     """Which signal has asked this process to stop, if any."""
 
     signal_number: int | None = None
+    noted_at = 0.0
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            os._exit(128 + signal_number)  # the second time: the last checkpoint is intact, nothing else matters
-        self.signal_number = signal_number
+        now = time.monotonic()
+        if self.signal_number is None:
+            self.signal_number, self.noted_at = signal_number, now
+        elif now - self.noted_at > ONE_REQUEST:
+            os._exit(128 + signal_number)  # the last checkpoint is intact, nothing else matters
 
     def poll(self, path: Path | None = None) -> None:
         """Raise `Stopped` if a signal has come."""
