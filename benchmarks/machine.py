@@ -21,7 +21,7 @@ def provenance() -> dict[str, Any]:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.modules["__main__"].__file__, ROOT), *sys.argv[1:]]),
         "commit": commit or None,
         "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
     }

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Sequence
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,11 +147,16 @@ def measure(row: Row, variant: dict[str, Any], seconds: float, python: Path, tim
     library = row["library"]
     runner = RUNNERS / (OWN[library] if library in OWN else PEERS[library].runner)
     environment = os.environ | ({"OMP_NUM_THREADS": str(variant["threads"])} if variant else {})
-    command = [python, runner, json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
-    if done.returncode:
-        sys.exit(f"{name_of(row, variant)}: {runner.name} failed.\n{done.stdout}{done.stderr}")
-    measured = json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([python, runner, json.dumps(job)], env=environment, start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with it the processes of a SubprocVecEnv, which outlive it
+    if process.returncode:
+        sys.exit(f"{name_of(row, variant)}: {runner.name} failed.\n{output}{errors}")
+    measured = json.loads(output.splitlines()[-1])
     print(f"{measured['result']['steps_per_second']:>12,.0f} steps/s  {name_of(row, variant)}", file=sys.stderr)
     return measured
 
@@ -211,7 +217,7 @@ def table(record: dict[str, Any]) -> str:
             startup = f"{row['repetitions'][0]['startup_seconds']:.1f} s"
         if row["variant"]:
             ratio = f"{own[row['environment'], row['algorithm']] / speed(row):.1f}x"
-            name += " ({vec_env}, torch threads: {threads})".format_map(row["variant"])
+            name += " ({vec_env}, threads: {threads})".format_map(row["variant"])
         lines.append(f"| {name} | {speed(row):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f}) | {ratio} | {share} | {startup} |")
     versions = {name: version for row in rows for name, version in row["versions"].items() if name not in (*OWN, *PEERS)}
     listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
@@ -224,7 +230,7 @@ def main() -> None:
     names = [f"{task.algorithm}-{task.environment}" for task in TASKS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="tasks to measure")
     parser.add_argument("--repetitions", type=int, default=3, help="rounds")
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of a measurement, after the warm-up")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a measurement, after the warm-up")
     parser.add_argument("--quick", action="store_true", help="one iteration, one round, no trials: does it run?")
     parser.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "surefoot" / "benchmarks", help="where the peers live")
     parser.add_argument("--out", type=Path, help=f"the record; by default {(RESULTS / 'speed.json').relative_to(ROOT)}, none with --quick")

@@ -20,7 +20,7 @@ from .report.progress import Progress
 from .training.cache import use_compilation_cache
 from .training.evaluate import evaluate
 from .training.policy import Policy, load
-from .training.session import Report, Session, read_record
+from .training.session import Report, Session, read_record, recorded_environment
 from .training.signals import StopRequest, catch_signals
 
 __all__ = ["Run", "iterate", "load", "resume", "train"]
@@ -58,7 +58,7 @@ class Run:
         network = record["config"]["network"]
         if network != "mlp":
             find_factory(network, import_module=True)
-        env = record["environment"] if self._env is None else self._env
+        env = recorded_environment(record) if self._env is None else self._env
         return {"policy": self.policy, "env": env, "seed": record["seed"]}
 
     def __repr__(self) -> str:

@@ -33,6 +33,7 @@ USAGE = """usage: surefoot VERB ...
 
 ENV is the id of an environment, or module:factory. `surefoot VERB --help` tells more."""
 HELP = "-h", "--help"
+PARENT = "SUREFOOT_PARENT"  # names the process that trains several seeds to those it starts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from .config import nearest
 
         fail(f"there is no verb {argv[0]!r}{nearest(argv[0], verbs)}\n\n{USAGE}", code=2)
+    if PARENT in os.environ:
+        die_with(int(os.environ.pop(PARENT)))
     warnings.formatwarning = lambda message, *_, **__: f"surefoot: warning: {message}\n"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # module:factory names modules of the directory the user works in
@@ -443,7 +446,7 @@ def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
                     stderr=subprocess.STDOUT,
                     text=True,
                     start_new_session=True,  # a Ctrl-C reaches them once, from here
-                    preexec_fn=die_with_parent,
+                    env=os.environ | {PARENT: str(os.getpid())},
                 )
                 thread = threading.Thread(target=relay, args=(name, process), daemon=True)
                 thread.start()
@@ -464,10 +467,12 @@ def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
         fail(f"{', '.join(failed)} of {len(commands)} did not finish; the messages are above")
 
 
-def die_with_parent() -> None:
+def die_with(parent: int) -> None:
     """Ask the kernel to send this process SIGTERM when its parent dies, however that happens, so that no orphan trains on."""
     import ctypes
     import signal
 
     with contextlib.suppress(OSError, AttributeError):  # Linux has prctl; elsewhere an orphan finishes its run
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:  # it has died already
+            sys.exit(128 + signal.SIGTERM)

@@ -49,7 +49,7 @@ def test_medians_ratios_and_shares(speed):
     assert lines[2:] == [
         "| Task-v0, environment alone | 10,000 (9,000-20,000) |  |  |  |",
         "| Task-v0, ppo, surefoot 1.2 | 3,000 (2,000-4,000) |  | 30.0% | 5.0 s |",
-        "| Task-v0, ppo, sbx-rl 1.2 (DummyVecEnv, torch threads: 2) | 200 (100-900) | 15.0x | 2.0% | 5.0 s |",
+        "| Task-v0, ppo, sbx-rl 1.2 (DummyVecEnv, threads: 2) | 200 (100-900) | 15.0x | 2.0% | 5.0 s |",
         "",
         "`Abacus, 2 cores; 2026-01-31; jax 3.4`",
     ]

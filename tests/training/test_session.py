@@ -72,9 +72,11 @@ def test_a_complete_run_is_left_as_it_is(whole: Path, run: Path) -> None:
     assert bits(run) == bits(whole)
 
 
-def test_a_flipped_bit_costs_one_checkpoint_and_no_more(whole: Path, run: Path) -> None:
-    flip_a_bit(run / "checkpoints" / f"step-{3 * BATCH:012d}" / "learner.safetensors")
-    with pytest.warns(UserWarning, match=rf"learner.safetensors is corrupt: .*; the checkpoint of step {2 * BATCH} is used instead"):
+@pytest.mark.parametrize("name", ["learner.safetensors", "environment.safetensors", "info.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink])
+def test_a_damaged_file_costs_one_checkpoint_and_no_more(damage: Any, name: str, whole: Path, run: Path) -> None:
+    damage(run / "checkpoints" / f"step-{3 * BATCH:012d}" / name)
+    with pytest.warns(UserWarning, match=rf"{name}.*; the checkpoint of step {2 * BATCH} is used instead"):
         sf.resume(run, progress=False)
     assert bits(run) == bits(whole)
 

@@ -196,7 +196,10 @@ def test_seeds_stop_together_and_go_on_together(
         record = (run / "run.json").read_text()
         steps = (steps_saved(run)[-1] // BATCH + 1) * BATCH
         (run / "run.json").write_text(record.replace('"steps": 1000000000', f'"steps": {steps}'))
-    surefoot("train", "--resume", out)
+    done = surefoot("train", "--resume", out)
+    assert done.stdout.endswith(f"runs   {out}\ncurve  {out}/curve.png\n")
+    assert done.stderr == ""
+    assert (out / "curve.png").exists()
     for run in out.glob("seed-*"):
         assert steps_saved(run)[-1] == json.loads((run / "run.json").read_text())["steps"]
 
@@ -204,7 +207,7 @@ def test_seeds_stop_together_and_go_on_together(
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]) -> None:
     out = tmp_path / "out"
     command = ["train", "ppo", "CartPole-v1", "--seeds", "2", "--steps", "1e9", "--out", str(out), *SMALL_OPTIONS]
-    parent = subprocess.Popen([sys.executable, "-m", "surefoot", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # DBG
+    parent = subprocess.Popen([sys.executable, "-m", "surefoot", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: any(out.glob("seed-*/metrics.jsonl")))
     assert alive(out)
     parent.kill()

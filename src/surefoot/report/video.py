@@ -102,7 +102,7 @@ def film(
     whole_number("episodes", episodes, minimum=1)
     name = environment_name(env)
     device = CLASSIC.get(env) if isinstance(env, str) else env if is_device(env) else None
-    if device is not None and name not in CLASSIC:
+    if device is not None and device is not CLASSIC.get(name):
         raise ValueError(f"{name} is pure functions, which draw nothing; give a Gymnasium environment like it: Run(path, env=...).")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if is_headless():  # SDL would complain on the screen of what it does not find
@@ -112,7 +112,7 @@ def film(
         if name.rpartition(":")[2] in TASKS:
             with contextlib.suppress(ImportError):  # there is no MuJoCo, which is told below, or an older one
                 stack.enter_context(unlogged())
-        camera = Camera(drawing_environment(name if device else env, name))
+        camera = Camera(drawing_environment(env if device is None else name, name))
         stack.callback(camera.close)
         if device is not None:
             moments = play_device(device, camera, policy, episodes, deterministic, seed)
@@ -127,10 +127,9 @@ def film(
                 on_moment(moment)
                 if moment.ended:
                     returns.append(moment.episode_return)
+                    yield from [draw(camera, name)] * max(1, round(END_SECONDS * fps / stride))
                 elif moment.length >= MAX_STEPS:
                     raise ValueError(f"{name}: after {MAX_STEPS:,} steps an episode had still not ended; give it a time limit.")
-                if moment.ended:
-                    yield from [draw(camera, name)] * max(1, round(END_SECONDS * fps / stride))
                 elif moment.length % stride == 0:
                     yield draw(camera, name)
 
@@ -138,11 +137,12 @@ def film(
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keeps the picture of an episode's end from the reset that follows in the same step."""
+    """Keeps the picture of an episode's end from the reset that follows in the same step, and closes once, fault or no fault."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]):
         super().__init__(env)
         self._end: Any = None
+        self._is_closed = False
 
     def step(self, action: Any) -> Any:
         result = self.env.step(action)
@@ -153,6 +153,11 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
     def render(self) -> Any:
         end, self._end = self._end, None
         return self.env.render() if end is None else end
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self.env.close()
 
 
 def drawing_environment(env: Any, name: str) -> gymnasium.Env[Any, Any]:
@@ -266,7 +271,7 @@ def write_mp4(path: Path, pictures: Iterator[Picture], fps: float) -> None:
     try:
         import av
     except ImportError:
-        raise ValueError('Writing .mp4 needs PyAV, which is not installed: pip install "surefoot[render]". A .gif needs nothing.') from None
+        raise ValueError('Writing .mp4 needs PyAV, which is not installed: pip install "surefoot[render]". A .gif does without.') from None
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as video:
         stream: Any = None
         for picture in pictures:

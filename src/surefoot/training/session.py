@@ -94,10 +94,10 @@ class Session:
     def resume(cls, path: Path, env: Any = None) -> Session:
         """Continue the run in `path` from its newest valid checkpoint, or from the start where it has none yet."""
         record = read_record(path)
-        _, config, spec = undescribe(record)
+        _, config, _ = undescribe(record)
         if config.network != "mlp":
             find_factory(config.network, import_module=True)
-        session = cls(path, record, config, spec.name if env is None else env)
+        session = cls(path, record, config, recorded_environment(record) if env is None else env)
         try:
             refuse_differences(path / "run.json", record, session.identity)
             checkpoint = newest(path / "checkpoints")
@@ -252,6 +252,14 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / 'run.json'} cannot be used: {error}") from error
     return record
+
+
+def recorded_environment(record: dict[str, Any]) -> str:
+    """The environment that a record names; ValueError where the run was given something without a name, such as a lambda."""
+    name = record["environment"]
+    if "<" in name:
+        raise ValueError(f"The run was given {name}, which cannot be found by that name; hand it over again, as env=...")
+    return str(name)
 
 
 def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
