@@ -123,6 +123,7 @@ def full_disk(largest_file: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.filterwarnings("ignore:the logs cannot be written")
 @pytest.mark.parametrize("largest_file", [0, 1500], ids=["nothing can be written", "checkpoints and logs do not fit"])
 def test_a_full_disk_stops_nothing_and_what_it_refused_is_written_later(largest_file: int, tmp_path: Path) -> None:
     sf.train(SMALL, "CartPole-v1", steps=6 * BATCH, out=tmp_path / "whole", progress=False, preset=False)
@@ -144,6 +145,7 @@ def test_a_full_disk_stops_nothing_and_what_it_refused_is_written_later(largest_
     assert bits(run)[2] == bits(tmp_path / "whole")[2]  # every line, though some had to wait
 
 
+@pytest.mark.filterwarnings("ignore:the logs cannot be written")
 def test_a_disk_that_is_full_at_the_end_is_an_error_and_a_resume_repeats_what_was_lost(tmp_path: Path) -> None:
     sf.train(SMALL, "CartPole-v1", steps=3 * BATCH, out=tmp_path / "whole", progress=False, preset=False)
     run = tmp_path / "run"

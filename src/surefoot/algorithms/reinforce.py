@@ -81,11 +81,11 @@ class REINFORCE:
         check_bounds(self, learning_rate="(0, inf)", critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
         object.__setattr__(self, "network", network_name(self.network))
         if self.credit == "total" and self.discounting == "objective":
-            raise ValueError(
-                "discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start anyway."
-            )
+            raise ValueError("discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start.")
         if self.credit == "total" and self.importance == "per_step":
-            raise ValueError("importance='per_step' weighs a reward by the steps before it alone, which credit='reward_to_go' goes with.")
+            raise ValueError(
+                "importance='per_step' weighs a reward by the steps up to it, and is biased with earlier rewards; set credit='reward_to_go'."
+            )
         if self.importance == "none" and (self.self_normalised or self.max_weight is not None):
             raise ValueError("self_normalised and max_weight shape importance weights; set importance to 'trajectory' or 'per_step'.")
 
@@ -156,8 +156,7 @@ def loss(config: REINFORCE, policy: StochasticPolicy, rows: Rows, baseline: jax.
         advantage = advantage / (jnp.sqrt(masked_mean(advantage**2, used)) + 1e-8)
     if config.discounting == "objective":
         advantage = time_discount(rows.time, discount=config.gamma) * advantage
-    every_row = score_function_loss(log_prob, jnp.where(used, advantage, 0))
-    return jnp.sum(every_row) / jnp.maximum(jnp.sum(used & ended), 1)
+    return jnp.sum(score_function_loss(log_prob, jnp.where(used, advantage, 0))) / jnp.maximum(jnp.sum(used & ended), 1)
 
 
 def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:

@@ -9,6 +9,7 @@ from ..algorithms import of
 
 # By algorithm and environment. The number of environments is the user's: every entry was tuned with the default of 8.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("reinforce", "CartPole-v1"): {"num_steps": 128},
     ("ppo", "CartPole-v1"): {
         "num_steps": 128,
         "minibatch_size": 256,
