@@ -83,9 +83,7 @@ class REINFORCE:
         if self.credit == "total" and self.discounting == "objective":
             raise ValueError("discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start.")
         if self.credit == "total" and self.importance == "per_step":
-            raise ValueError(
-                "importance='per_step' weighs a reward by the steps up to it, and is biased with earlier rewards; set credit='reward_to_go'."
-            )
+            raise ValueError("importance='per_step' is biased for rewards that precede the step; set credit='reward_to_go'.")
         if self.importance == "none" and (self.self_normalised or self.max_weight is not None):
             raise ValueError("self_normalised and max_weight shape importance weights; set importance to 'trajectory' or 'per_step'.")
 
