@@ -33,7 +33,6 @@ USAGE = """usage: surefoot VERB ...
 
 ENV is the id of an environment, or module:factory. `surefoot VERB --help` tells more."""
 HELP = "-h", "--help"
-PARENT = "SUREFOOT_PARENT"  # names the process that trains several seeds to those it starts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from .config import nearest
 
         fail(f"there is no verb {argv[0]!r}{nearest(argv[0], verbs)}\n\n{USAGE}", code=2)
-    if PARENT in os.environ:
-        die_with(int(os.environ.pop(PARENT)))
     warnings.formatwarning = lambda message, *_, **__: f"surefoot: warning: {message}\n"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # module:factory names modules of the directory the user works in
@@ -420,7 +417,8 @@ def _check(argv: list[str]) -> None:
 def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
     """Run surefoot commands in processes of their own, as many at a time as there are cores; every line under its name.
 
-    `directory` is where they work, to be named when they are stopped.
+    `directory` is where they work, to be named when they are stopped. If this process is killed, they save and end when they
+    next have something to say, since nobody reads it any more.
     """
     import signal
     import subprocess
@@ -446,7 +444,6 @@ def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
                     stderr=subprocess.STDOUT,
                     text=True,
                     start_new_session=True,  # a Ctrl-C reaches them once, from here
-                    env=os.environ | {PARENT: str(os.getpid())},
                 )
                 thread = threading.Thread(target=relay, args=(name, process), daemon=True)
                 thread.start()
@@ -465,14 +462,3 @@ def run_side_by_side(commands: dict[str, list[str]], directory: Path) -> None:
         stop.poll(directory)
     if failed := [name for name, code in codes.items() if code]:
         fail(f"{', '.join(failed)} of {len(commands)} did not finish; the messages are above")
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to send this process SIGTERM when its parent dies, however that happens, so that no orphan trains on."""
-    import ctypes
-    import signal
-
-    with contextlib.suppress(OSError, AttributeError):  # Linux has prctl; elsewhere an orphan finishes its run
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if os.getppid() != parent:  # it has died already
-            sys.exit(128 + signal.SIGTERM)

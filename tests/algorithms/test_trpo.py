@@ -12,14 +12,19 @@ from jax.flatten_util import ravel_pytree
 
 from surefoot.algorithms import trpo
 from surefoot.algorithms.trpo import TRPO, policy_step
-from surefoot.normalise import Moments
+from surefoot.audit import step_audit
+from surefoot.critics import ValueTargets, fit_critic
+from surefoot.math.returns import gae
+from surefoot.normalise import Moments, normalise
+from surefoot.policies import state_values
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 ACTIONS = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,), np.float64)}
 SMALL_STEP = 1e-4
-Small = partial(TRPO, hidden=(4,), num_steps=24, minibatch_size=16, critic_epochs=2)
+Small = partial(TRPO, max_kl=SMALL_STEP, hidden=(4,), num_steps=24, minibatch_size=16, critic_epochs=2)
+SINGULAR = Small(cg_damping=0.0, cg_iterations=200, fisher_fraction=0.01)
 
 step = jax.jit(policy_step, static_argnums=0)
 update = jax.jit(lambda config, state, rollout: trpo.update(config, state, rollout, None, jax.random.key(0)), static_argnums=0)
@@ -94,24 +99,23 @@ def step_taken(config, kind):
     return (flat(moved) - flat(policy)) / metrics["step_scale"]
 
 
-@KINDS
-@pytest.mark.parametrize("damping", [0.1, 1.0])
+@pytest.mark.parametrize(("kind", "damping"), [("discrete", 0.1), ("continuous", 1.0)])
 def test_the_step_is_the_natural_gradient_in_full_length_without_the_damping(kind, damping):
-    config = Small(max_kl=SMALL_STEP, cg_iterations=60, cg_damping=damping)
+    config = Small(cg_iterations=60, cg_damping=damping)
     expected = dense_step(kind, config)
     np.testing.assert_allclose(step_taken(config, kind), expected, atol=1e-4 * np.abs(expected).max())
 
 
-@KINDS
-def test_one_iteration_goes_along_the_gradient(kind):
-    config = Small(max_kl=SMALL_STEP, cg_iterations=1)
-    np.testing.assert_allclose(step_taken(config, kind), dense_step(kind, config, dense(kind)[0]), rtol=1e-6, atol=1e-12)
+def test_one_iteration_goes_along_the_gradient():
+    config = Small(cg_iterations=1)
+    expected = dense_step("continuous", config, dense("continuous")[0])
+    np.testing.assert_allclose(step_taken(config, "continuous"), expected, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize(("fraction", "steps"), [(0.5, range(0, 24, 2)), (0.7, [24 * k // 17 for k in range(17)]), (0.01, [0])])
+@pytest.mark.parametrize(("fraction", "steps"), [(0.7, [24 * k // 17 for k in range(17)]), (0.01, [0])])
 def test_the_fisher_matrix_is_that_of_a_share_of_the_batch(fraction, steps):
-    config = Small(max_kl=SMALL_STEP, cg_iterations=60, fisher_fraction=fraction)
-    expected = dense_step("discrete", config, steps=list(steps))
+    config = Small(cg_iterations=60, fisher_fraction=fraction)
+    expected = dense_step("discrete", config, steps=steps)
     np.testing.assert_allclose(step_taken(config, "discrete"), expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -119,7 +123,7 @@ def test_the_fisher_matrix_is_that_of_a_share_of_the_batch(fraction, steps):
 @pytest.mark.parametrize("direction", ["old||new", "new||old"])
 def test_the_policy_moves_as_far_as_the_bound(kind, direction):
     """Within 5 %, to the second order: a step that the line search has shortened is shorter by the square of its scale."""
-    config = Small(max_kl=SMALL_STEP, kl_direction=direction)
+    config = Small(kl_direction=direction)
     policy, rollout, _, advantage = situation(kind)
     moved, metrics = step(config, *situation(kind))
     np.testing.assert_allclose(metrics["constrained_kl"], kl_between(policy, moved, rollout, direction), rtol=1e-9)
@@ -164,11 +168,10 @@ def test_where_no_try_is_acceptable_the_policy_keeps_its_bits(kind, seed, fails)
     assert (metrics["step_scale"], metrics["line_search_tries"], metrics["constrained_kl"]) == (0, 3, 0)
 
 
-@KINDS
-@pytest.mark.parametrize("damping", [0.1, 0.0])
-def test_without_advantages_there_is_no_step(kind, damping):
+@pytest.mark.parametrize(("kind", "config"), [("discrete", Small()), ("continuous", Small()), ("discrete", SINGULAR)])
+def test_without_advantages_there_is_no_step(kind, config):
     policy, rollout, old, advantage = situation(kind)
-    moved, metrics = step(Small(cg_damping=damping), policy, rollout, old, jnp.zeros_like(advantage))
+    moved, metrics = step(config, policy, rollout, old, jnp.zeros_like(advantage))
     jax.tree.map(np.testing.assert_array_equal, moved, policy)
     assert metrics["step_scale"] == metrics["gradient_norm"] == metrics["constrained_kl"] == 0
     assert all(np.isfinite(value) for value in metrics.values())
@@ -177,9 +180,9 @@ def test_without_advantages_there_is_no_step(kind, damping):
 def test_a_singular_fisher_matrix_without_damping_does_no_harm():
     """A categorical distribution has a direction in which nothing changes, and a share of the batch does not see the whole gradient."""
     policy, rollout, old, advantage = situation("discrete")
-    moved, metrics = step(Small(cg_damping=0.0, cg_iterations=200, fisher_fraction=0.01), policy, rollout, old, advantage)
+    moved, metrics = step(SINGULAR, policy, rollout, old, advantage)
     assert np.isfinite(flat(moved)).all()
-    assert kl_between(policy, moved, rollout) <= 0.01
+    assert kl_between(policy, moved, rollout) <= SMALL_STEP
     assert all(np.isfinite(value) for value in metrics.values())
 
 
@@ -187,25 +190,38 @@ def test_a_singular_fisher_matrix_without_damping_does_no_harm():
 
 
 @KINDS
-def test_an_update_takes_the_step_with_the_statistics_of_observations_that_acted(kind):
+def test_an_update_is_the_step_on_generalised_advantages_then_the_critic_then_the_statistics(kind):
+    """Rewards are divided by their scale while learning, and what the audit promises is multiplied by it."""
     config = Small()
-    state, rollout = first_state(config, kind), experience(spec_for(kind), (3, 1, 5, 2, 4, 9))
+    state, rollout = first_state(config, kind), jax.tree.map(jnp.asarray, experience(spec_for(kind), (3, 1, 5, 2, 4, 9)))
+    moments = state.return_scale.moments._replace(variance=jnp.asarray(16.0))
+    state = state._replace(return_scale=state.return_scale._replace(moments=moments))
     after, metrics = update(config, state, rollout)
-    frozen = after.acting._replace(normaliser=state.acting.normaliser)
-    np.testing.assert_allclose(metrics["constrained_kl"], kl_between(state.acting, frozen, rollout), rtol=1e-6)
-    np.testing.assert_allclose(metrics["kl"], kl_between(state.acting, after.acting, rollout), rtol=1e-6)
-    assert metrics["kl"] != pytest.approx(float(metrics["constrained_kl"]), rel=0.01)  # it is after the statistics have moved too
-    expected = state.acting.normaliser.update(jnp.asarray(rollout.obs), jnp.asarray(rollout.valid))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), after.acting.normaliser, expected)
+
+    value, next_value = state_values(state.critic, state.acting.normaliser, rollout)
+    flags = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward / 4, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
+    old, new = (jax.vmap(one.acting.distribution)(rollout.obs) for one in (state, after))
+    moved, _ = step(config, state.acting, rollout, old, (advantage - jnp.mean(advantage)) / jnp.std(advantage))
+    np.testing.assert_allclose(flat(after.acting), flat(moved), rtol=1e-4, atol=1e-6)
+    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), advantage + value, rollout.valid)
+    fit = jax.jit(partial(fit_critic, config))
+    critic, _, fitting = fit(state.critic, state.critic_optimiser, targets, jax.random.key(0))
+    np.testing.assert_allclose(ravel_pytree(after.critic)[0], ravel_pytree(critic)[0], rtol=1e-6)
+    np.testing.assert_allclose(metrics["value_loss"], fitting["value_loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["explained_variance"], 1 - jnp.var(advantage) / jnp.var(advantage + value), rtol=1e-6)
+    normaliser = state.acting.normaliser.update(rollout.obs, rollout.valid)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), after.acting.normaliser, normaliser)
+    for name, expected in step_audit(old, new, rollout, 4 * advantage, discount=config.gamma).items():
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(metrics["constrained_kl"], kl_between(state.acting, moved, rollout), rtol=1e-3)
+    assert metrics["kl"] != pytest.approx(float(metrics["constrained_kl"]), rel=0.01)  # which the statistics have no part in
 
 
-@KINDS
-def test_the_critic_does_not_reach_the_policy(kind):
-    """Whatever it learns, and from whatever parameters: only its values do, through the advantages."""
-    rollout = experience(spec_for(kind), (3, 1, 5, 2, 4, 9))
-    afters = [
-        update(config, first_state(config, kind), rollout)[0] for config in (Small(), Small(critic_learning_rate=0.3, critic_epochs=5))
-    ]
+def test_what_the_critic_learns_does_not_reach_the_policy():
+    rollout = experience(spec_for("discrete"), (3, 1, 5, 2, 4, 9))
+    configs = Small(), Small(critic_learning_rate=0.3, critic_epochs=5)
+    afters = [update(config, first_state(config, "discrete"), rollout)[0] for config in configs]
     jax.tree.map(np.testing.assert_array_equal, afters[0].acting, afters[1].acting)
     weights = [ravel_pytree(after.critic)[0] for after in afters]
     assert np.max(np.abs(weights[0] - weights[1])) > 0.1
@@ -221,7 +237,7 @@ def test_rows_of_a_reset_do_not_matter(kind):
     for name in ("kl", "constrained_kl", "ratio_max", "predicted_improvement", "explained_variance", "step_scale"):
         np.testing.assert_allclose(metrics[name], same[name], rtol=1e-6, err_msg=name)
     short, _ = update(config, first_state(config, kind), batches_of(experience(spec_for(kind), (3, 1, 5, 2, 4), seed=4), 24)[0])
-    assert np.max(np.abs(flat(short.acting) - flat(after.acting))) > 1e-3
+    assert np.max(np.abs(flat(short.acting) - flat(after.acting))) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,8 @@ for report in reports:
 
 
 def test_a_program_that_ends_while_it_holds_its_reports_still_saves(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", HELD], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1] == "RuntimeError: of the caller"
     assert steps_saved(tmp_path / "run") == [2 * BATCH]

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# Seconds in which signals count as one: wrappers pass on a Ctrl-C that the terminal has sent already, and a parent that dies
-# signals its children once for each of its threads.
-ONE_REQUEST = 0.5
+ONE_REQUEST = 0.5  # seconds in which signals count as one: wrappers pass on a Ctrl-C that the terminal has sent already
 
 
 class Stopped(KeyboardInterrupt):
