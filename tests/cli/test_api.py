@@ -202,7 +202,7 @@ def test_what_is_no_configuration_is_refused(config: Any, what: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("env", [None, 3, "", "CartPol", object(), np.zeros(3), Walk.step, "os:getcwd"], ids=repr)
+@pytest.mark.parametrize("env", [None, 3, "", "CartPol", object(), np.zeros(3), Walk.step, "os:getcwd"], ids=lambda env: type(env).__name__)
 def test_what_is_no_environment_is_refused(env: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"environment|gymnasium.Env|building it raised"):
         sf.train(SMALL, env, out=tmp_path / "run")
