@@ -6,6 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from surefoot.training.cache import use_compilation_cache
+
+use_compilation_cache()  # most of the time here would go into compiling what has not changed
 sys.path.append(str(Path(__file__).parents[1] / "math"))
 
 

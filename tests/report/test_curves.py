@@ -129,3 +129,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         plot([tmp_path / "nothing here"], tmp_path / "curve.png")
     with pytest.raises(ValueError, match="jpgg"):
         plot([write_run(tmp_path / "run")], tmp_path / "curve.jpgg")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "\x00"])
+def test_a_record_that_is_none_is_named(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
+        plot([tmp_path], tmp_path / "curve.png")

@@ -62,10 +62,14 @@ def experiments(runs: Sequence[Path]) -> list[Experiment]:
     """The runs by experiment, in the order given."""
     found: dict[str, Experiment] = {}
     for run in runs:
-        record = json.loads((run / "run.json").read_text())
-        settings = {key: record[key] for key in ("algorithm", "environment", "num_envs", "steps")} | record["config"]
+        try:
+            record = json.loads((run / "run.json").read_text())
+            settings = {key: record[key] for key in ("algorithm", "environment", "num_envs", "steps")} | record["config"]
+            seed = record["seed"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{run / 'run.json'} is not the record of a run ({error!r}); leave this directory out.") from error
         experiment = found.setdefault(json.dumps(settings, sort_keys=True), Experiment(settings, [], []))
-        experiment.seeds.append(record["seed"])
+        experiment.seeds.append(seed)
         experiment.curves.append(read_curve(run / "metrics.jsonl"))
     return list(found.values())
 

@@ -134,6 +134,8 @@ def load(path: str | Path, network: Any = None) -> Policy:
     path = Path(path)
     if path.is_dir():
         path = path / "policy.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{path} is not there: give a run that has saved a policy, or a policy's file.")
     arrays, info = read_file(path)
     algorithm, config, spec = undescribe(info)
     if config.network != "mlp":
