@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -10,22 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from surefoot.training.checkpoint import newest
+from support import bits
 
 DYING = Path(__file__).parent / "dying.py"
 STEPS = 8192
-
-
-def bits(run: Path) -> tuple[dict[str, bytes], dict[str, object], list[dict[str, object]]]:
-    """Everything a run leaves but the time it took: tensors, generators and counters, metrics."""
-    checkpoint = newest(run / "checkpoints")
-    assert checkpoint is not None
-    tensors = {file.name: file.read_bytes() for file in checkpoint.path.glob("*.safetensors")}
-    tensors["policy"] = (run / "policy.safetensors").read_bytes()
-    info = {key: value for key, value in checkpoint.info.items() if key not in ("seconds", "metrics_size")}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return tensors, info, [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
 @pytest.mark.parametrize("environment", ["CartPole-v1", "gymnasium:Pendulum-v1"])
