@@ -27,10 +27,3 @@ def surefoot(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of one file share a process, which compiles once; exact ones share their x64 process."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("exact" if folder in ("math", "algorithms") else str(item.path)))
