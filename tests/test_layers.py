@@ -11,7 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "surefoot"
 LAYERS = [
     {"math"},
-    {"types", "config", "spaces", "distributions", "networks", "policies", "normalise", "minibatches", "critics", "waiting", "audit"},
+    {
+        *{"types", "config", "spaces", "distributions", "networks", "policies", "normalise"},
+        *{"minibatches", "critics", "waiting", "audit", "staging"},
+    },
     {"envs", "replay", "collect"},
     {"algorithms"},
     {"training"},

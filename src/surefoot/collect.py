@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .spaces import map_leaves, observation_dtype, to_environment, zeros
+from .staging import host_actor
 from .types import Array, DeviceEnvironment, HostEnvironment, Observation, PyTree, Rollout
 
 
@@ -92,14 +93,14 @@ class HostCollector:
     """Drives a host environment from Python: one small compiled call for each vector step, rows written into buffers."""
 
     def __init__(self, environment: HostEnvironment, act: Any, num_steps: int, seed: int):
-        """`act(acting, obs, action_mask, carry, key) -> (action [N, ...], carry)`, which is compiled here."""
+        """`act(acting, obs, action_mask, carry, key) -> (action [N, ...], carry)`, where a carry of None means the first step."""
         spec = environment.spec
         shape = num_steps, spec.num_envs
 
-        def act_on_row(acting: PyTree, obs: Observation, mask: Any, carry: PyTree, time: Any, key: jax.Array, t: Any) -> Any:
+        def act_at(acting: PyTree, key: jax.Array, t: Any, obs: Observation, mask: Any, carry: PyTree, time: Any) -> Any:
             return act(acting, obs, mask, begin_episodes(carry, time), jax.random.fold_in(key, t))
 
-        self.environment, self.act = environment, jax.jit(act_on_row)
+        self.environment, self.act_at, self.actor = environment, act_at, None
         self.obs, self.action_mask = environment.reset(seed)
         self.time = np.zeros(spec.num_envs, np.int32)
         self.carry: PyTree = None
@@ -120,11 +121,19 @@ class HostCollector:
 
     def collect(self, acting: PyTree, progress: float, key: jax.Array) -> Rollout:
         """The next `num_steps` steps. The arrays of the rollout are overwritten by the next call."""
-        space, rows, carry = self.environment.spec.action_space, self.rows, self.carry
-        actions = []
+        space, rows, actions = self.environment.spec.action_space, self.rows, []
+        began = time.perf_counter()
+        if self.actor is None:
+            _, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, self.carry, self.time)
+            self.carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carry)
+            observed = self.obs, self.action_mask, self.carry, self.time
+            self.actor = host_actor(self.act_at, acting, key, observed, self.num_steps)
+        self.actor.begin(acting, key)
+        self.seconds["acting"] += time.perf_counter() - began
+        start = self.carry
         for t in range(self.num_steps):
             began = time.perf_counter()
-            policy_action, self.carry = self.act(acting, self.obs, self.action_mask, self.carry, self.time, key, t)
+            policy_action, self.carry = self.actor(t, self.obs, self.action_mask, self.carry, self.time)
             action = np.asarray(policy_action)
             acted = time.perf_counter()
             write(rows["obs"], t, self.obs)
@@ -149,7 +158,7 @@ class HostCollector:
             last_obs=self.obs,
             last_action_mask=self.action_mask,
             progress=np.float32(progress),
-            carry=carry,
+            carry=start,
         )
 
     def get_state(self) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None:

@@ -6,12 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.flatten_util import ravel_pytree
 
 from .math.reduce import masked_mean
 from .math.values import squared_value_loss
 from .minibatches import descend
 from .policies import Critic
 from .types import Observation
+
+
+def critic_optimiser(config: Any, critic: Critic) -> optax.OptState:
+    """The state of `fit_critic`'s Adam before the first step."""
+    return optax.adam(config.critic_learning_rate).init(ravel_pytree(critic)[0])
 
 
 class ValueTargets(NamedTuple):
@@ -27,19 +33,21 @@ def fit_critic(
 ) -> tuple[Critic, optax.OptState, dict[str, jax.Array]]:
     """`config.critic_epochs` passes of Adam over the squared error, in minibatches of `config.minibatch_size`."""
 
+    # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
+    flat, unravel = ravel_pytree(critic)
+
     def gradient_step(
-        carry: tuple[Critic, optax.OptState], batch: ValueTargets
-    ) -> tuple[tuple[Critic, optax.OptState], dict[str, jax.Array]]:
-        def loss(critic: Critic) -> jax.Array:
-            return masked_mean(squared_value_loss(jax.vmap(critic)(batch.obs), batch.value_target), batch.valid)
+        carry: tuple[jax.Array, optax.OptState], batch: ValueTargets
+    ) -> tuple[tuple[jax.Array, optax.OptState], dict[str, jax.Array]]:
+        def loss(flat: jax.Array) -> jax.Array:
+            return masked_mean(squared_value_loss(jax.vmap(unravel(flat))(batch.obs), batch.value_target), batch.valid)
 
-        critic, optimiser = carry
-        value_loss, gradient = jax.value_and_grad(loss)(critic)
+        flat, optimiser = carry
+        value_loss, gradient = jax.value_and_grad(loss)(flat)
         change, optimiser = optax.adam(config.critic_learning_rate).update(gradient, optimiser)
-        return (optax.apply_updates(critic, change), optimiser), {"value_loss": value_loss}
+        return (flat + change, optimiser), {"value_loss": value_loss}
 
-    start = critic, optimiser
-    (critic, optimiser), metrics = descend(
-        gradient_step, start, targets, key, epochs=config.critic_epochs, minibatch_size=config.minibatch_size
+    (flat, optimiser), metrics = descend(
+        gradient_step, (flat, optimiser), targets, key, epochs=config.critic_epochs, minibatch_size=config.minibatch_size
     )
-    return critic, optimiser, {"value_loss": metrics["value_loss"]}
+    return unravel(flat), optimiser, {"value_loss": metrics["value_loss"]}

@@ -43,6 +43,10 @@ class Categorical(NamedTuple):
         """KL(self || other)."""
         return categorical_kl(self.log_probs, other.log_probs)
 
+    def fisher_metric(self, tangent: Categorical) -> Categorical:
+        """The Fisher information times a tangent: the score of action a is the tangent's log-probability of a."""
+        return Categorical(jnp.exp(self.log_probs) * tangent.log_probs)
+
 
 class DiagonalGaussian(NamedTuple):
     """A vector of independent normals."""
@@ -68,6 +72,10 @@ class DiagonalGaussian(NamedTuple):
         """KL(self || other)."""
         log_std, other_log_std = (jnp.broadcast_to(d.log_std, self.mean.shape) for d in (self, other))
         return jnp.sum(gaussian_kl(self.mean, log_std, other.mean, other_log_std), axis=-1)
+
+    def fisher_metric(self, tangent: DiagonalGaussian) -> DiagonalGaussian:
+        """The Fisher information times a tangent: 1 / variance of each mean, 2 of each log standard deviation."""
+        return DiagonalGaussian(jnp.exp(-2 * self.log_std) * tangent.mean, 2 * tangent.log_std)
 
 
 Distribution = Categorical | DiagonalGaussian

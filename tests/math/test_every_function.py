@@ -56,14 +56,13 @@ FUNCTIONS = {
     "returns.time_discount": (("time",), {"discount": 0.9}),
     "returns.total_return": (("reward", "time", *FLAGS), {"discount": 0.9}),
     "trust_region.conjugate_gradient": (("target",), {"product": lambda vector: 2 * vector, "num_iterations": 3}),
-    "trust_region.hessian_vector_product": (("point", "vector"), {"function": lambda point: jnp.sum(point**3)}),
     "trust_region.trust_region_scale": (("direction", "curvature_times_direction"), {"max_divergence": 0.01}),
     "values.clipped_value_loss": (("value", "old_value", "value_target"), {"clip": 0.2}),
     "values.huber": (("error",), {"delta": 1.0}),
     "values.squared_value_loss": (("value", "value_target"), {}),
     "values.td_target": (("reward", "next_value", "terminated"), {"discount": 0.9}),
 }
-TAKES_NO_ARRAYS = {"shapes.check_same_shape", "trust_region.backtracking_line_search"}
+TAKES_NO_ARRAYS = {"shapes.check_same_shape", "trust_region.backtracking_line_search", "trust_region.curvature_product"}
 SAYS_YES_OR_NO = {"episodes.continues", "policy_gradient.check_support"}
 WITHOUT_FLOAT_INPUT = {"returns.time_discount"}
 ONE_ARRAY = {name for name, (arguments, _) in FUNCTIONS.items() if len(arguments) == 1}

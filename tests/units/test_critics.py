@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from surefoot.critics import ValueTargets, fit_critic
+from surefoot.critics import ValueTargets, critic_optimiser, fit_critic
 from surefoot.policies import Critic
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -34,7 +34,7 @@ def targets(noise=0.0):
 
 def fit(settings, batch, critic=None, seed=0):
     critic = Linear(jnp.asarray([0.5, 0.5])) if critic is None else critic
-    optimiser = optax.adam(settings.critic_learning_rate).init(critic)
+    optimiser = critic_optimiser(settings, critic)
     return jax.jit(lambda batch: fit_critic(settings, critic, optimiser, batch, jax.random.key(seed)))(batch)
 
 

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
@@ -118,7 +119,7 @@ def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     return State(
         acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
         critic=critic,
-        optimiser=optimiser(config).init((actor, critic)),
+        optimiser=optimiser(config).init(ravel_pytree((actor, critic))[0]),
         return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
     )
 
@@ -165,16 +166,18 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         valid=rollout.valid,
     )
 
-    def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        params, moments = carry
-        gradient, metrics = jax.grad(loss, has_aux=True)(params, batch, clip, config)
-        direction, moments = optimiser(config).update(gradient, moments)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-        return (params, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
+    # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
+    flat, unravel = ravel_pytree((policy.actor, state.critic))
 
-    ((actor, critic), moments), metrics = descend(
+    def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        flat, moments = carry
+        gradient, metrics = jax.grad(lambda flat: loss(unravel(flat), batch, clip, config), has_aux=True)(flat)
+        direction, moments = optimiser(config).update(gradient, moments)
+        return (flat - learning_rate * direction, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
+
+    (flat, moments), metrics = descend(
         gradient_step,
-        ((policy.actor, state.critic), state.optimiser),
+        (flat, state.optimiser),
         transitions,
         key,
         epochs=config.epochs,
@@ -182,6 +185,7 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
         go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
     )
 
+    actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)
     acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
     metrics |= audit

@@ -16,7 +16,7 @@ import optax
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..critics import ValueTargets, fit_critic
+from ..critics import ValueTargets, critic_optimiser, fit_critic
 from ..math.episodes import episode_sum
 from ..math.policy_gradient import clip_weight, score_function_loss, self_normalise, step_importance_weight, trajectory_importance_weight
 from ..math.reduce import masked_mean
@@ -108,7 +108,7 @@ def init(config: REINFORCE, spec: EnvironmentSpec, key: jax.Array) -> State:
         acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
         critic=critic,
         optimiser=optax.adam(config.learning_rate).init(actor),
-        critic_optimiser=optax.adam(config.critic_learning_rate).init(critic),
+        critic_optimiser=critic_optimiser(config, critic),
         return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
         mean_credit=Moments.start(()),
         waiting=empty_window(spec, config.window),

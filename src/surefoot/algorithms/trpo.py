@@ -18,12 +18,12 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..critics import ValueTargets, fit_critic
+from ..critics import ValueTargets, critic_optimiser, fit_critic
 from ..distributions import Distribution
 from ..math.policy_gradient import importance_ratio, surrogate_loss
 from ..math.reduce import explained_variance, masked_mean, standardise
 from ..math.returns import gae
-from ..math.trust_region import backtracking_line_search, conjugate_gradient, hessian_vector_product, trust_region_scale
+from ..math.trust_region import backtracking_line_search, conjugate_gradient, curvature_product, trust_region_scale
 from ..minibatches import check_minibatch
 from ..networks import network_name
 from ..normalise import ReturnScale, normalise, observation_normaliser
@@ -97,7 +97,7 @@ def init(config: TRPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     return State(
         acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
         critic=critic,
-        critic_optimiser=optax.adam(config.critic_learning_rate).init(critic),
+        critic_optimiser=critic_optimiser(config, critic),
         return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
     )
 
@@ -116,19 +116,19 @@ def policy_step(
         ratio = importance_ratio(distribution(parameters, rollout.obs, rollout.action_mask).log_prob(rollout.action), old_log_prob)
         return masked_mean(surrogate_loss(ratio, advantage), rollout.valid)
 
-    rows = old, rollout.obs, rollout.action_mask, rollout.valid
+    def mean_kl(parameters: jax.Array) -> jax.Array:
+        new = distribution(parameters, rollout.obs, rollout.action_mask)
+        return masked_mean(old.kl_to(new) if config.kl_direction == "old||new" else new.kl_to(old), rollout.valid)
+
     num_steps = len(rollout.time)
-    fisher_steps = np.linspace(0, num_steps, max(1, round(config.fisher_fraction * num_steps)), endpoint=False, dtype=int)
-    fisher_rows = jax.tree.map(lambda x: x[fisher_steps], rows)
+    steps = np.linspace(0, num_steps, max(1, round(config.fisher_fraction * num_steps)), endpoint=False, dtype=int)
+    was, obs, mask, valid = jax.tree.map(lambda x: x[steps], (old, rollout.obs, rollout.action_mask, rollout.valid))
+    weight = (valid / jnp.sum(valid))[..., None]
 
-    def mean_kl(parameters: jax.Array, rows: PyTree = rows) -> jax.Array:
-        was, obs, mask, valid = rows
-        now = distribution(parameters, obs, mask)
-        return masked_mean(was.kl_to(now) if config.kl_direction == "old||new" else now.kl_to(was), valid)
+    def metric(tangent: Distribution) -> Distribution:
+        return jax.tree.map(lambda x: weight * x, was.fisher_metric(tangent))
 
-    def fisher(vector: jax.Array) -> jax.Array:
-        return hessian_vector_product(lambda parameters: mean_kl(parameters, fisher_rows), flat, vector)
-
+    fisher = curvature_product(lambda parameters: distribution(parameters, obs, mask), flat, metric)
     loss, gradient = jax.value_and_grad(surrogate)(flat)
     direction = conjugate_gradient(lambda v: fisher(v) + config.cg_damping * v, -gradient, num_iterations=config.cg_iterations)
     step = trust_region_scale(direction, fisher(direction), max_divergence=config.max_kl) * direction

@@ -14,13 +14,23 @@ Vector = jax.Array
 PyTree = Any
 
 
-def hessian_vector_product(function: Callable[[Vector], jax.Array], point: Vector, vector: Vector) -> Vector:
-    """H v for the Hessian H of `function` at `point`, by forward over reverse differentiation (Pearlmutter 1994).
+def curvature_product(
+    function: Callable[[Vector], PyTree], point: Vector, metric: Callable[[PyTree], PyTree]
+) -> Callable[[Vector], Vector]:
+    """v -> J^T G J v, for the Jacobian J of `function` at `point` and the `metric` w -> G w on its outputs.
 
-    Of KL(old || new) at new = old it is the Fisher-vector product (Schulman et al. 2015, arXiv:1502.05477, appendix C).
+    With the Fisher metric of the distributions that `function` gives it is the Fisher-vector product, and the Hessian of
+    either KL at the point itself (Schulman et al. 2015, arXiv:1502.05477, appendix C). `function` is differentiated once,
+    however often the product is taken.
     """
-    check_same_shape(point=point, vector=vector)
-    product: Vector = jax.jvp(jax.grad(function), (point,), (vector,))[1]
+    _, push = jax.linearize(function, point)
+    pull = jax.linear_transpose(push, point)
+
+    def product(vector: Vector) -> Vector:
+        check_same_shape(point=point, vector=vector)
+        image: Vector = pull(metric(push(vector)))[0]
+        return image
+
     return product
 
 

@@ -37,6 +37,11 @@ def finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
+def compiler_options() -> dict[str, Any]:
+    """On a CPU, one operation after another: they are too small to be worth handing to other threads."""
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else {}
+
+
 class Engine:
     """An algorithm on an environment. `advance` runs one iteration; `snapshot` and `restore` carry everything across processes."""
 
@@ -117,7 +122,7 @@ class DeviceEngine(Engine):
         self.environment = environment
         self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
-        self._program = jax.jit(self._whole_iteration)
+        self._program = jax.jit(self._whole_iteration, compiler_options=compiler_options())
 
     def _collect(self, learner: PyTree, stream: PyTree, key: jax.Array, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
         act = partial(self.act, learner.acting)
@@ -163,7 +168,7 @@ class HostEngine(Engine):
     def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
-        self._program = jax.jit(self.learn)
+        self._program = jax.jit(self.learn, compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
