@@ -9,10 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import bits
+from support import bits, metrics
+
+import surefoot as sf
+from surefoot.algorithms import named
+from surefoot.training.checkpoint import newest
 
 DYING = Path(__file__).parent / "dying.py"
 STEPS = 8192
+SECONDS = {"compiling": 0.3, "collecting": 0.01, "updating": 0.03, "saving": 0.004, "evaluating": 0.4}  # in which to kill a phase
+
+
+def kill(phase: str, calls: int, draw: random.Random, *command: object) -> None:
+    """Run a command in a process of its own, which must die as dying.py says, at a moment that is drawn."""
+    dying = [sys.executable, DYING, phase, str(calls), str(draw.uniform(0.0, SECONDS[phase])), *map(str, command)]
+    done = subprocess.run(dying, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, f"{phase}: {done.stdout}\n{done.stderr}"
+
+
+def assert_same_bits(whole: Path, killed: Path) -> None:
+    for what, expected, got in zip(("tensors", "info", "metrics"), bits(whole), bits(killed), strict=True):
+        assert got == expected, what
 
 
 @pytest.mark.parametrize("environment", ["CartPole-v1", "gymnasium:Pendulum-v1"])
@@ -24,7 +41,6 @@ def test_ten_kills_and_resumes_end_in_the_bits_of_one_process(environment: str, 
     draw = random.Random(f"moments {environment}")
     on_host = environment.startswith("gymnasium:")
     phases = ["compiling", "compiling", *["collecting", "updating"] * 2, "saving", "saving", "saving", "evaluating"]
-    seconds = {"compiling": 0.3, "collecting": 0.01 if on_host else 0.0, "updating": 0.03, "saving": 0.004, "evaluating": 0.4}
     if not on_host:  # collecting is a part of the one compiled call
         phases = ["updating" if phase == "collecting" else phase for phase in phases]
     kills = 0
@@ -38,14 +54,30 @@ def test_ten_kills_and_resumes_end_in_the_bits_of_one_process(environment: str, 
             command = [*start, "--out", killed]
         if phase == "evaluating":  # there must be a policy to evaluate
             assert (killed / "policy.safetensors").exists()
-        moment = draw.uniform(0.0, seconds[phase])
-        dying = [sys.executable, DYING, phase, str(calls), str(moment), *map(str, command)]
-        done = subprocess.run(dying, capture_output=True, text=True, check=False)
-        assert done.returncode == -9, f"{phase}: {done.stdout}\n{done.stderr}"
+        kill(phase, calls, draw, *command)
         kills += 1
     assert kills == 10
 
     surefoot("train", "--resume", killed)
     assert len(bits(whole)[2]) == STEPS // (64 * 8)
-    for what, expected, got in zip(("tensors", "info", "metrics"), bits(whole), bits(killed), strict=True):
-        assert got == expected, what
+    assert_same_bits(whole, killed)
+
+
+# Batches of such a length that episodes end on both sides of the kill: a cheetah's after 1000 steps, an ant's when it falls.
+@pytest.mark.parametrize(("environment", "num_steps"), [("HalfCheetah-v5", 256), ("Ant-v5", 64)])
+@pytest.mark.parametrize(("algorithm", "phase"), [("ppo", "collecting"), ("trpo", "updating"), ("reinforce", "saving")])
+def test_every_algorithm_resumes_in_the_bits_of_one_process_on_mujoco(
+    algorithm: str, phase: str, environment: str, num_steps: int, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = 8 * 8 * num_steps
+    config = named(algorithm).config(num_steps=num_steps)
+    start = ["train", algorithm, environment, "--no-preset", "--num-steps", num_steps, "--steps", steps, "--checkpoint-seconds", 0]
+
+    kill(phase, 6, random.Random(f"moment {algorithm} {environment}"), *start, "--out", killed)
+    checkpoint = newest(killed / "checkpoints")
+    assert checkpoint is not None
+    sf.resume(killed, progress=False)
+    sf.train(config, environment, steps=steps, out=whole, progress=False, preset=False)
+    assert 0 < checkpoint.info["episodes"]["episodes"] < metrics(whole)[-1]["episodes"]
+    assert_same_bits(whole, killed)

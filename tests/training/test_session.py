@@ -62,7 +62,7 @@ def test_a_run_directory_holds_what_the_documents_say(whole: Path) -> None:
     }  # fmt: skip
     record = json.loads((whole / "run.json").read_text())
     assert (record["algorithm"], record["environment"], record["steps"], record["seed"]) == ("ppo", "CartPole-v1", STEPS, 0)
-    assert record["versions"].keys() >= {"surefoot", "python", "jax", "numpy", "gymnasium"}
+    assert record["versions"].keys() >= {"surefoot", "python", "jax", "numpy", "gymnasium", "mujoco"}
     assert record["command"] == sys.argv
     assert [row["step"] for row in metrics(whole)] == [BATCH, 2 * BATCH, 3 * BATCH]
     assert steps_saved(whole) == [2 * BATCH, 3 * BATCH]
@@ -203,8 +203,8 @@ def test_more_steps_can_be_asked_for_afterwards(run: Path) -> None:
 
 def test_other_versions_are_announced(run: Path) -> None:
     record = read_record(run)
-    edit(run, versions=record["versions"] | {"jax": "0.1.2", "surefoot": "0.0.0"})
-    with pytest.warns(UserWarning, match=r"other versions .* so the bits may differ: surefoot 0.0.0 -> .*, jax 0.1.2 -> "):
+    edit(run, versions=record["versions"] | {"jax": "0.1.2", "mujoco": "2.0.0", "surefoot": "0.0.0"})
+    with pytest.warns(UserWarning, match=r"other versions .* the bits may differ: surefoot 0.0.0 -> .*, jax 0.1.2 -> .*, mujoco 2.0.0 -> "):
         sf.resume(run, progress=False)
 
 

@@ -276,5 +276,8 @@ def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]
 
 def versions() -> dict[str, str]:
     """Versions of what the bits depend on."""
-    names = "surefoot", "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium"
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    installed = {"python": platform.python_version()}
+    for name in ("surefoot", "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium", "mujoco"):
+        with suppress(metadata.PackageNotFoundError):  # MuJoCo is an extra
+            installed[name] = metadata.version(name)
+    return installed
