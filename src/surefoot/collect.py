@@ -135,22 +135,24 @@ class HostCollector:
             began = time.perf_counter()
             policy_action, self.carry = self.actor(t, self.obs, self.action_mask, self.carry, self.time)
             action = np.asarray(policy_action)
-            acted = time.perf_counter()
+            actions.append(action)
             write(rows["obs"], t, self.obs)
+            rows["time"][t] = self.time
             if self.action_mask is not None:
                 rows["action_mask"][t] = self.action_mask
+            acted = time.perf_counter()
             step = self.environment.step(to_environment(space, action))
             self.seconds["acting"] += acted - began
             self.seconds["environment"] += time.perf_counter() - acted
+            rows["reward"][t], rows["valid"][t] = step.reward, step.valid
+            rows["terminated"][t], rows["truncated"][t] = step.terminated, step.truncated
+            self.time += step.valid
             ended = step.terminated | step.truncated
-            actions.append(action)
-            rows["reward"][t], rows["terminated"][t], rows["truncated"][t] = step.reward, step.terminated, step.truncated
-            rows["valid"][t], rows["time"][t] = step.valid, self.time
             if ended.any():
+                self.time[ended] = 0
                 write(rows["final_obs"], t, step.final_obs)
                 if step.final_action_mask is not None:
                     rows["final_action_mask"][t] = step.final_action_mask
-            self.time = np.where(ended, 0, self.time + step.valid).astype(np.int32)
             self.obs, self.action_mask = step.obs, step.action_mask
         return Rollout(
             **rows,

@@ -87,7 +87,8 @@ def to_environment(space: Space[Any], action: Array) -> Array:
         return action if space.start == 0 else action + xp.asarray(space.start, action.dtype)
     unit = (action.reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
     # Clipped here and not before: rounding would take the ends of some intervals a little beyond themselves.
-    return xp.clip(space.low + unit * (space.high - space.low), space.low, space.high).astype(space.dtype)
+    scaled = xp.minimum(xp.maximum(space.low + unit * (space.high - space.low), space.low), space.high)
+    return scaled.astype(space.dtype)
 
 
 def encoder(space: Space[Any]) -> tuple[Any, ...]:

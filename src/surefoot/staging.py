@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -85,6 +86,11 @@ def host_actor(act: Callable[..., Any], acting: PyTree, key: jax.Array, observed
     return NumpyActor(tape, jax.tree.structure(shape), num_steps)
 
 
+def picker(indices: tuple[int, ...]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """The function that gives these of a list's values."""
+    return itemgetter(*indices) if len(indices) > 1 else lambda values: (values[indices[0]],)
+
+
 class CompiledActor:
     """One compiled call for each step."""
 
@@ -107,7 +113,7 @@ class NumpyActor:
     def __init__(self, tape: Tape, structure: Any, num_steps: int):
         early = [each for each in tape.instructions if each.level != OBSERVED]
         late = [each for each in tape.instructions if each.level == OBSERVED]
-        self._program = [(operation_of(each), each.inputs, each.outputs[0]) for each in late]
+        self._program = [(operation_of(each), picker(each.inputs), each.outputs[0]) for each in late]
         needed = {i for each in late for i in each.inputs} | set(tape.results)
         self._before, self._each_step = (sorted(i for i in needed if tape.levels[i] == level) for level in (BEFORE, EACH_STEP))
         self._observed = slice(tape.levels.index(OBSERVED), tape.num_arguments)
@@ -143,7 +149,7 @@ class NumpyActor:
             values[i] = rows[t]
         with np.errstate(all="ignore"):  # as compiled code has it
             for operation, inputs, output in self._program:
-                values[output] = operation(*[values[i] for i in inputs])
+                values[output] = operation(*inputs(values))
         # Copied: a result may be a view of an observation, whose memory the next step writes over.
         return jax.tree.unflatten(self._structure, [np.array(values[i]) for i in self._results])
 

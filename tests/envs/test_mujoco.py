@@ -17,14 +17,14 @@ from test_gymnasium import assert_resumes, through_files
 from surefoot.envs import make
 from surefoot.envs.boundary import EnvironmentFault, EnvironmentWarning, stream_seeds
 from surefoot.envs.gymnasium import SerialEnvironment, gymnasium_environment
-from surefoot.envs.mujoco import MujocoEnvironment, unlogged
+from surefoot.envs.mujoco import MujocoEnvironment, Unlogged
 from surefoot.envs.mujoco_tasks import TASKS, effort, length
 
 
 @pytest.fixture(autouse=True)
 def _silent():
     """Gymnasium's own environments leave MuJoCo's log on, which would write into the working directory."""
-    with unlogged():
+    with Unlogged():
         yield
 
 

@@ -6,10 +6,8 @@ of MuJoCo gives other bits in both.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,8 +49,9 @@ class MujocoEnvironment:
         """`num_threads` None: one for each processor that this process may use, and at most one for each stream."""
         import mujoco
 
-        task = self._task = TASKS[name]
-        with unlogged():
+        task, self._unlogged = TASKS[name], Unlogged()
+        self._task = task
+        with self._unlogged:
             model = mujoco.MjModel.from_xml_path(str(ASSETS / task.model))
         simulations = Loop if task.has_contact_forces else Pool
         num_threads = num_threads or min(num_processors(), num_envs)
@@ -79,7 +78,7 @@ class MujocoEnvironment:
         boundary = self._boundary
         boundary.begin(stream_seeds(seed, boundary.num_envs))
         self._generators = [seeding.np_random(seed)[0] for seed in boundary.seeds]
-        with unlogged():
+        with self._unlogged:
             self._begin(np.arange(boundary.num_envs))
         boundary.check(has_ended=False)
         return boundary.obs.arrays, None
@@ -90,7 +89,7 @@ class MujocoEnvironment:
         boundary.num_steps += 1
         actions = data.ctrl[:] = boundary.actions(action)
         try:
-            with unlogged():
+            with self._unlogged:
                 self._simulations.step(task.frame_skip)
                 alive = self._alive if task.alive is None else task.alive(data)
                 velocity = None
@@ -255,18 +254,21 @@ def batched_data(model: Any, fields: dict[str, Array]) -> Data:
     return Data(model=model, body={model.body(i).name: i for i in range(model.nbody)}, **fields)
 
 
-@contextlib.contextmanager
-def unlogged() -> Iterator[None]:
+class Unlogged:
     """Keep MuJoCo's warnings from the screen and from a MUJOCO_LOG.TXT in the working directory."""
-    from mujoco import MjLogConfig
 
-    before, silent = MjLogConfig.get(), MjLogConfig.get()
-    silent.logto_console = silent.logto_file = False
-    silent.set()
-    try:
-        yield
-    finally:
-        before.set()
+    def __init__(self) -> None:
+        from mujoco import MjLogConfig
+
+        self._current, self._silent = MjLogConfig.get, MjLogConfig.get()
+        self._silent.logto_console = self._silent.logto_file = False
+
+    def __enter__(self) -> None:
+        self._before = self._current()
+        self._silent.set()
+
+    def __exit__(self, *error: object) -> None:
+        self._before.set()
 
 
 def num_processors() -> int:

@@ -28,7 +28,7 @@ from ..envs import environment_name, is_device, is_vector
 from ..envs.boundary import EnvironmentFault, describe
 from ..envs.classic import CLASSIC
 from ..envs.gymnasium import SerialEnvironment, build, maker, quiet
-from ..envs.mujoco import unlogged
+from ..envs.mujoco import Unlogged
 from ..envs.mujoco_tasks import TASKS
 from ..training.evaluate import MAX_STEPS
 from ..training.policy import Policy
@@ -111,7 +111,7 @@ def film(
     with contextlib.ExitStack() as stack:
         if name.rpartition(":")[2] in TASKS:
             with contextlib.suppress(ImportError):  # there is no MuJoCo, which is told below, or an older one
-                stack.enter_context(unlogged())
+                stack.enter_context(Unlogged())
         camera = Camera(drawing_environment(env if device is None else name, name))
         stack.callback(camera.close)
         if device is not None:
