@@ -98,7 +98,8 @@ class HostCollector:
         shape = num_steps, spec.num_envs
 
         def act_at(acting: PyTree, key: jax.Array, t: Any, obs: Observation, mask: Any, carry: PyTree, time: Any) -> Any:
-            return act(acting, obs, mask, begin_episodes(carry, time), jax.random.fold_in(key, t))
+            action, carry = act(acting, obs, mask, begin_episodes(carry, time), jax.random.fold_in(key, t))
+            return action, to_environment(spec.action_space, action), carry
 
         self.environment, self.act_at, self.actor = environment, act_at, None
         self.obs, self.action_mask = environment.reset(seed)
@@ -121,10 +122,10 @@ class HostCollector:
 
     def collect(self, acting: PyTree, progress: float, key: jax.Array) -> Rollout:
         """The next `num_steps` steps. The arrays of the rollout are overwritten by the next call."""
-        space, rows, actions = self.environment.spec.action_space, self.rows, []
+        rows, actions = self.rows, []
         began = time.perf_counter()
         if self.actor is None:
-            _, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, self.carry, self.time)
+            *_, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, self.carry, self.time)
             self.carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carry)
             observed = self.obs, self.action_mask, self.carry, self.time
             self.actor = host_actor(self.act_at, acting, key, observed, self.num_steps)
@@ -133,22 +134,21 @@ class HostCollector:
         start = self.carry
         for t in range(self.num_steps):
             began = time.perf_counter()
-            policy_action, self.carry = self.actor(t, self.obs, self.action_mask, self.carry, self.time)
-            action = np.asarray(policy_action)
-            actions.append(action)
+            action, taken, self.carry = self.actor(t, self.obs, self.action_mask, self.carry, self.time)
+            actions.append(np.asarray(action))
             write(rows["obs"], t, self.obs)
             rows["time"][t] = self.time
             if self.action_mask is not None:
                 rows["action_mask"][t] = self.action_mask
             acted = time.perf_counter()
-            step = self.environment.step(to_environment(space, action))
+            step = self.environment.step(np.asarray(taken))
             self.seconds["acting"] += acted - began
             self.seconds["environment"] += time.perf_counter() - acted
             rows["reward"][t], rows["valid"][t] = step.reward, step.valid
             rows["terminated"][t], rows["truncated"][t] = step.terminated, step.truncated
             self.time += step.valid
             ended = step.terminated | step.truncated
-            if ended.any():
+            if np.count_nonzero(ended):
                 self.time[ended] = 0
                 write(rows["final_obs"], t, step.final_obs)
                 if step.final_action_mask is not None:

@@ -100,7 +100,7 @@ def encoder(space: Space[Any]) -> tuple[Any, ...]:
     if isinstance(space, MultiDiscrete):
         return ("one_hot", tuple(int(n) for n in space.nvec.flat), tuple(int(s) for s in np.ravel(space.start)))
     image = isinstance(space, Box) and space.dtype == np.uint8
-    return ("scale", int(np.prod(space.shape)), 255.0 if image else 1.0)
+    return ("scale", int(np.prod(space.shape)), 255.0) if image else ("float", int(np.prod(space.shape)))
 
 
 def encode(plan: tuple[Any, ...], obs: Observation) -> jnp.ndarray:
@@ -110,7 +110,8 @@ def encode(plan: tuple[Any, ...], obs: Observation) -> jnp.ndarray:
     if plan[0] == "one_hot":
         index = jnp.ravel(obs) - jnp.ravel(jnp.asarray(plan[2]))
         return jnp.concatenate([jnp.arange(n) == index[i] for i, n in enumerate(plan[1])]).astype(jnp.float32)
-    return jnp.ravel(obs).astype(jnp.float32) / plan[2]
+    x = jnp.ravel(obs).astype(jnp.float32)
+    return x / plan[2] if plan[0] == "scale" else x
 
 
 def encoded_size(plan: tuple[Any, ...]) -> int:

@@ -9,8 +9,8 @@ the network is large, each step is a compiled call.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -86,11 +86,6 @@ def host_actor(act: Callable[..., Any], acting: PyTree, key: jax.Array, observed
     return NumpyActor(tape, jax.tree.structure(shape), num_steps)
 
 
-def picker(indices: tuple[int, ...]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """The function that gives these of a list's values."""
-    return itemgetter(*indices) if len(indices) > 1 else lambda values: (values[indices[0]],)
-
-
 class CompiledActor:
     """One compiled call for each step."""
 
@@ -112,27 +107,45 @@ class NumpyActor:
 
     def __init__(self, tape: Tape, structure: Any, num_steps: int):
         early = [each for each in tape.instructions if each.level != OBSERVED]
-        late = [each for each in tape.instructions if each.level == OBSERVED]
-        self._program = [(operation_of(each), picker(each.inputs), each.outputs[0]) for each in late]
-        needed = {i for each in late for i in each.inputs} | set(tape.results)
-        self._before, self._each_step = (sorted(i for i in needed if tape.levels[i] == level) for level in (BEFORE, EACH_STEP))
-        self._observed = slice(tape.levels.index(OBSERVED), tape.num_arguments)
-        self._results, self._structure = tape.results, structure
-        self._values: list[Any] = [None] * len(tape.levels)
-        self._rows: list[tuple[int, Any]] = []
+        late = with_products_transposed([each for each in tape.instructions if each.level == OBSERVED], tape.results)
+        needed = {i for each, _ in late for i in each.inputs} | set(tape.results)
+        before, each_step = (sorted(i for i in needed if tape.levels[i] == level) for level in (BEFORE, EACH_STEP))
+
+        shapes: dict[int, set[Any]] = {}  # to which operations spread a value
+        for each, operation in late:
+            for i in each.inputs:
+                shapes.setdefault(i, set()).add(each.avals[-1].shape if isinstance(operation, np.ufunc) else None)
+
+        def spread(i: int, x: jax.Array) -> jax.Array:
+            """In the shape in which it is used: NumPy adds a row to every row in twice the time that equal shapes take."""
+            (shape, *others) = shapes.get(i, {None})
+            return x if shape is None or others or x.ndim == 0 else jnp.broadcast_to(x, shape)
 
         def known_at(leaves: list[jax.Array], t: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
             values = tape.constants | dict(enumerate([*leaves, t]))
             for each in early:
                 result = each.primitive.bind(*(values[i] for i in each.inputs), **each.params)
                 values |= zip(each.outputs, result if each.primitive.multiple_results else [result], strict=True)
-            return [jnp.asarray(values[i]) for i in self._before], [values[i] for i in self._each_step]
+            return [spread(i, jnp.asarray(values[i])) for i in before], [values[i] for i in each_step]
 
         @jax.jit
         def prepare(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
             return jax.vmap(known_at, in_axes=(None, 0), out_axes=(None, 0))(leaves, jnp.arange(num_steps, dtype=jnp.int32))
 
-        self._prepare = prepare
+        values: list[Any] = [None] * len(tape.levels)
+
+        def step_of(each: Instruction, operation: Operation) -> tuple[Operation, int, int | None, int]:
+            """(operation, first input, second input if there are two, output); one of three inputs fetches the others itself."""
+            first, *others = each.inputs
+            if len(others) < 2:
+                return operation, first, others[0] if others else None, each.outputs[0]
+            return lambda x: operation(x, *[values[i] for i in others]), first, None, each.outputs[0]
+
+        self._program = [step_of(each, operation) for each, operation in late]
+        self._prepare, self._values, self._before, self._each_step = prepare, values, before, each_step
+        self._observed = slice(tape.levels.index(OBSERVED), tape.num_arguments)
+        self._results, self._structure = tape.results, structure
+        self._rows: list[tuple[int, Any]] = []
 
     def begin(self, acting: PyTree, key: jax.Array) -> None:
         """Take the parameters and the random numbers of the next batch."""
@@ -148,10 +161,27 @@ class NumpyActor:
         for i, rows in self._rows:
             values[i] = rows[t]
         with np.errstate(all="ignore"):  # as compiled code has it
-            for operation, inputs, output in self._program:
-                values[output] = operation(*inputs(values))
+            for operation, first, second, output in self._program:
+                values[output] = operation(values[first]) if second is None else operation(values[first], values[second])
         # Copied: a result may be a view of an observation, whose memory the next step writes over.
         return jax.tree.unflatten(self._structure, [np.array(values[i]) for i in self._results])
+
+
+def with_products_transposed(program: list[Instruction], results: list[int]) -> list[tuple[Instruction, Operation]]:
+    """Instructions with their operations; (A B)^T, which `vmap` of a linear layer makes, as B^T A^T, whose rows lie together."""
+    uses = Counter(i for each in program for i in each.inputs) + Counter(results)
+    made_by = {each.outputs[0]: each for each in program}
+    folded: dict[int, tuple[Instruction, Operation]] = {}
+    for each in program:
+        product = made_by.get(each.inputs[0])
+        if each.primitive.name == "transpose" and product is not None and uses[each.inputs[0]] == 1 and is_matrix_product(product):
+            del folded[product.outputs[0]]
+            folded[each.outputs[0]] = product._replace(outputs=each.outputs), dot_general(product, transposed=True)
+        else:
+            operation = operation_of(each)
+            assert operation is not None
+            folded[each.outputs[0]] = each, operation
+    return list(folded.values())
 
 
 def products(instruction: Instruction) -> int:
@@ -204,13 +234,23 @@ def operation_of(instruction: Instruction) -> Operation | None:
     return None
 
 
-def dot_general(instruction: Instruction) -> Operation:
+def is_matrix_product(instruction: Instruction) -> bool:
+    """Whether it is a product of two matrices over one axis."""
+    if instruction.primitive.name != "dot_general":
+        return False
+    (left, _), (batch, _) = instruction.params["dimension_numbers"]
+    return instruction.avals[0].ndim == instruction.avals[1].ndim == 2 and len(left) == 1 and not batch
+
+
+def dot_general(instruction: Instruction, transposed: bool = False) -> Operation:
     """A sum of products over the contracted axes; of two matrices by BLAS, anything else by `einsum`."""
     (left, right), (batch_left, batch_right) = instruction.params["dimension_numbers"]
     x, y, out = instruction.avals
-    if x.ndim == y.ndim == 2 and len(left) == 1 and not batch_left:
-        transpose_x, transpose_y = left[0] == 0, right[0] == 1
-        return lambda x, y: ((x.T if transpose_x else x) @ (y.T if transpose_y else y)).astype(out.dtype, copy=False)
+    if is_matrix_product(instruction):
+        turn_x, turn_y = left[0] == 0, right[0] == 1
+        if transposed:
+            return lambda x, y: (y if turn_y else y.T) @ (x if turn_x else x.T)
+        return lambda x, y: (x.T if turn_x else x) @ (y.T if turn_y else y)
     axes_x, axes_y = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
     for i, j in (*zip(left, right, strict=True), *zip(batch_left, batch_right, strict=True)):
         axes_y[j] = axes_x[i]

@@ -36,18 +36,18 @@ def random_actions(env, num_steps):
 
 def recorded(env):
     """What the tasks compute in float64, before it is written into float32 rows, newest last."""
-    boundary, observed, rewards = env._boundary, [], []
-    write_all, write_outcome = boundary.obs.write_all, boundary.write_outcome
+    boundary, task, observed, rewards = env._boundary, env._task, [], []
+    write_all = boundary.obs.write_all
 
     def keep_observation(obs):
         observed.append(obs)
         write_all(obs)
 
-    def keep_reward(reward, terminated, truncated):
-        rewards.append(reward)
-        write_outcome(reward, terminated, truncated)
+    def keep_reward(*arguments):
+        rewards.append(task.reward(*arguments))
+        return rewards[-1]
 
-    boundary.obs.write_all, boundary.write_outcome = keep_observation, keep_reward
+    boundary.obs.write_all, env._task = keep_observation, dataclasses.replace(task, reward=keep_reward)
     return observed, rewards
 
 

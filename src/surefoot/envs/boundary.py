@@ -47,6 +47,11 @@ class EnvironmentWarning(UserWarning):
     """An environment does what can be learned from, but is likely not meant."""
 
 
+def all_finite(array: np.ndarray[Any, Any]) -> bool:
+    """`np.isfinite(array).all()` in half the time, for the small arrays of every step."""
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)
+
+
 class Leaf:
     """One array of the observation of N streams: its rows [N, ...] and what may be written into them."""
 
@@ -104,7 +109,7 @@ class Leaf:
 
     def find_non_finite(self) -> tuple[int, str] | None:
         """The first row with a NaN or an infinity, and a sentence about it."""
-        if self.rows.dtype.kind != "f" or np.isfinite(self.rows).all():
+        if self.rows.dtype.kind != "f" or all_finite(self.rows):
             return None
         index, *component = (int(i) for i in np.argwhere(~np.isfinite(self.rows))[0])
         at = f" at {component}" if component else ""
@@ -255,6 +260,9 @@ class Boundary:
         self.valid = np.ones(num_envs, bool)
         self.mask = MaskRows(int(action_space.n), num_envs) if has_action_mask else None  # type: ignore[attr-defined]
         self.final_mask = MaskRows(int(action_space.n), num_envs) if has_action_mask else None  # type: ignore[attr-defined]
+        mask, final_mask = (None if rows is None else rows.rows for rows in (self.mask, self.final_mask))
+        # What `step` answers: the rows as they stand.
+        self.step = Step(self.obs.arrays, self.reward, self.terminated, self.truncated, self.final_obs.arrays, self.valid, mask, final_mask)
         self.seeds: list[int] = []
         self.num_steps = 0
         self._range_checks_left = NUM_RANGE_CHECKS
@@ -279,7 +287,7 @@ class Boundary:
         actions = np.array(action, dtype=self.action_space.dtype)
         if actions.shape != (self.num_envs, *self.action_space.shape):
             raise ValueError(f"{self.name}: the actions have shape {actions.shape}, expected {(self.num_envs, *self.action_space.shape)}.")
-        if actions.dtype.kind == "f" and not np.isfinite(actions).all():
+        if actions.dtype.kind == "f" and not all_finite(actions):
             index = int(np.argwhere(~np.isfinite(actions))[0][0])
             self.fail(index, f"the policy gave the action {actions[index]}")
         return actions
@@ -315,7 +323,7 @@ class Boundary:
 
     def check(self, has_ended: bool) -> None:
         """Refuse rows that are not finite; warn, once, of an observation outside its space."""
-        if not np.isfinite(self.reward).all():
+        if not all_finite(self.reward):
             index = int(np.flatnonzero(~np.isfinite(self.reward))[0])
             self.fail(index, f"the reward is {self.reward[index]} as float32")
         for rows in (self.obs, self.final_obs) if has_ended else (self.obs,):
@@ -333,12 +341,6 @@ class Boundary:
     def first(self) -> tuple[Observation, np.ndarray[Any, Any] | None]:
         """What `reset` answers: the rows as they stand."""
         return self.obs.arrays, None if self.mask is None else self.mask.rows
-
-    def step(self) -> Step:
-        """What `step` answers: the rows as they stand."""
-        obs, mask = self.first()
-        final_mask = None if self.final_mask is None else self.final_mask.rows
-        return Step(obs, self.reward, self.terminated, self.truncated, self.final_obs.arrays, self.valid, mask, final_mask)
 
     def spec(self, resume: Literal["exact", "episodes restart"]) -> EnvironmentSpec:
         """What a learner must know of these streams."""

@@ -140,7 +140,7 @@ class SerialEnvironment:
         except Exception as error:
             boundary.fail_with(index, error)
         boundary.check(has_ended)
-        return boundary.step()
+        return boundary.step
 
     def _take(self, index: int, obs: Any, info: dict[str, Any], has_future: bool = True) -> None:
         """Store what stream `index` is to act on next."""

@@ -98,18 +98,19 @@ class MujocoEnvironment:
                     velocity = (position - self._position) / self._seconds
                     self._position = position
                 self._elapsed += 1
-                truncated = self._elapsed >= task.max_episode_steps
                 boundary.obs.write_all(task.observe(data))
-                boundary.write_outcome(task.reward(data, actions, velocity, alive), ~alive, truncated)
-                ended = ~alive | truncated
-                has_ended = bool(ended.any())
+                boundary.reward[:] = task.reward(data, actions, velocity, alive)
+                terminated = np.logical_not(alive, out=boundary.terminated)
+                truncated = np.greater_equal(self._elapsed, task.max_episode_steps, out=boundary.truncated)
+                ended = terminated | truncated
+                has_ended = bool(np.count_nonzero(ended))
                 if has_ended:
                     boundary.keep_final(ended)
                     self._begin(np.flatnonzero(ended))
         except EnvironmentFault as fault:
             boundary.fail_with(None, fault)
         boundary.check(has_ended)
-        return boundary.step()
+        return boundary.step
 
     def _begin(self, streams: Array) -> None:
         """Begin an episode in each of `streams`."""

@@ -71,7 +71,8 @@ def begin_pusher(random: np.random.Generator, model: Any) -> Start:
 
 def effort(control: Array) -> Array:
     """[N] squared length of each control; a sum along the last axis adds in the order of a sum over one row."""
-    return np.square(control).sum(axis=1)
+    squared: Array = np.add.reduce(np.square(control), axis=1)
+    return squared
 
 
 def length(vector: Array) -> Array:

@@ -74,7 +74,7 @@ class VectorEnvironment:
         except Exception as error:
             boundary.fail_with(None, error)
         boundary.check(bool(ended.any()))
-        return boundary.step()
+        return boundary.step
 
     def _take(self, obs: Any, infos: dict[str, Any], has_future: np.ndarray[Any, Any] | None = None) -> None:
         """Store what to act on next, in every row."""
