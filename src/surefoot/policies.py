@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
 
+from .config import configuration
 from .distributions import Categorical, DiagonalGaussian, Distribution
-from .networks import build_torso, orthogonal_linear
+from .networks import build_torso, network_name, orthogonal_linear
 from .normalise import Normaliser, normalise
 from .spaces import action_size
 from .types import EnvironmentSpec, Observation, PyTree, Rollout
+
+
+@configuration
+class ActorCriticSettings:
+    """The settings that every method with an actor and a critic has."""
+
+    normalise_observation: bool = True
+    """Subtract the running mean of observations and divide by their running standard deviation."""
+    normalise_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    network: str = "mlp"
+    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of 'mlp'."""
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    """Activation of the hidden layers of 'mlp'."""
+    initial_log_std: float = 0.0
+    """Logarithm of the standard deviation with which continuous actions, scaled to [-1, 1], are drawn at first."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", network_name(self.network))
 
 
 class Actor(eqx.Module):
@@ -24,13 +46,21 @@ class Actor(eqx.Module):
     log_std: jax.Array | None  # [A] for continuous actions, independent of the state
 
     def __init__(
-        self, network: str, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], key: jax.Array, **shape: Any
+        self,
+        network: str,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        key: jax.Array,
+        *,
+        initial_log_std: float = 0.0,
+        **shape: Any,
     ):
         torso_key, head_key = jax.random.split(key)
         self.torso, features = build_torso(network, observation_space, torso_key, **shape)
         # A small last layer starts the policy near uniform, or near zero mean (Andrychowicz et al. 2021, section 3.2).
         self.head = orthogonal_linear(features, action_size(action_space), 0.01, head_key)
-        self.log_std = jnp.zeros(action_size(action_space)) if isinstance(action_space, gymnasium.spaces.Box) else None
+        is_continuous = isinstance(action_space, gymnasium.spaces.Box)
+        self.log_std = jnp.full(action_size(action_space), float(initial_log_std)) if is_continuous else None
 
     def __call__(self, obs: Observation, action_mask: jax.Array | None = None) -> Distribution:
         output = self.head(self.torso(obs))
@@ -54,12 +84,12 @@ class Critic(eqx.Module):
         return self.head(self.torso(obs))[0]
 
 
-def actor_and_critic(config: Any, spec: EnvironmentSpec, key: jax.Array) -> tuple[Actor, Critic]:
+def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> tuple[Actor, Critic]:
     """Separate networks of the shape that `config` has, with nothing in common."""
     actor_key, critic_key = jax.random.split(key)
     shape = {"hidden": config.hidden, "activation": config.activation}
     return (
-        Actor(config.network, spec.observation_space, spec.action_space, actor_key, **shape),
+        Actor(config.network, spec.observation_space, spec.action_space, actor_key, initial_log_std=config.initial_log_std, **shape),
         Critic(config.network, spec.observation_space, critic_key, **shape),
     )
 

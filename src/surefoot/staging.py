@@ -239,7 +239,8 @@ def is_matrix_product(instruction: Instruction) -> bool:
     if instruction.primitive.name != "dot_general":
         return False
     (left, _), (batch, _) = instruction.params["dimension_numbers"]
-    return instruction.avals[0].ndim == instruction.avals[1].ndim == 2 and len(left) == 1 and not batch
+    x, y, out = instruction.avals
+    return x.ndim == y.ndim == 2 and len(left) == 1 and not batch and x.dtype == y.dtype == out.dtype
 
 
 def dot_general(instruction: Instruction, transposed: bool = False) -> Operation:

@@ -155,10 +155,11 @@ def source_of(config):
 
 def undocumented(config):
     """Settings whose definition no docstring follows: their --help would be empty."""
-    body = class_body(config)
     documented = {
         statement.target.id
-        for statement, following in itertools.pairwise(body)
+        for one in config.__mro__
+        if dataclasses.is_dataclass(one)
+        for statement, following in itertools.pairwise(class_body(one))
         if isinstance(statement, ast.AnnAssign)
         and isinstance(following, ast.Expr)
         and isinstance(following.value, ast.Constant)
@@ -226,6 +227,7 @@ FLAGS = {
         "network": "mlp",
         "hidden": (64, 64),
         "activation": "tanh",
+        "initial_log_std": 0.0,
     },
     "trpo": {
         "gamma": 0.99,
@@ -246,6 +248,7 @@ FLAGS = {
         "network": "mlp",
         "hidden": (64, 64),
         "activation": "tanh",
+        "initial_log_std": 0.0,
     },
     "reinforce": {
         "gamma": 0.99,
@@ -268,6 +271,7 @@ FLAGS = {
         "network": "mlp",
         "hidden": (64, 64),
         "activation": "tanh",
+        "initial_log_std": 0.0,
     },
 }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from surefoot.minibatches import check_minibatch, descend
+from surefoot.minibatches import check_minibatch, descend, shuffled
 
 NUM_STEPS, NUM_ENVS = 6, 4
 SIZE = NUM_STEPS * NUM_ENVS
@@ -70,3 +70,16 @@ def test_a_minibatch_that_does_not_divide_the_batch_is_refused():
     check_minibatch(Settings, 4)
     with pytest.raises(ValueError, match=r"minibatch_size=8 does not divide the batch of 6 steps x 5 environments = 30 transitions"):
         check_minibatch(Settings, 5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 2048])
+def test_a_shuffle_holds_every_number_once(size):
+    orders = jax.vmap(lambda key: shuffled(key, size))(jax.random.split(jax.random.key(0), 8))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.broadcast_to(np.arange(size), (8, size)))
+
+
+def test_every_order_is_as_likely_as_any_other():
+    orders = np.asarray(jax.vmap(lambda key: shuffled(key, 4))(jax.random.split(jax.random.key(0), 24_000)))
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.sum((counts - 1000) ** 2 / 1000) < 49.7  # chi-squared with 23 degrees of freedom, one in a thousand above

@@ -56,6 +56,8 @@ def test_policies_begin_near_uniform_or_near_zero_with_unit_spread():
     gaussian = jax.vmap(actor_for(Box(-1.0, 1.0, (2,))))(OBS)
     assert 1e-5 < np.abs(gaussian.mean).max() < 0.03
     np.testing.assert_array_equal(gaussian.log_std, 0.0)
+    narrower = Actor("mlp", OBSERVATIONS, Box(-1.0, 1.0, (2,)), jax.random.key(0), initial_log_std=-0.5, **SHAPE)
+    np.testing.assert_array_equal(jax.vmap(narrower)(OBS).log_std, -0.5)
     head = critic_for().head
     np.testing.assert_allclose(np.linalg.norm(head.weight), 1.0, rtol=1e-6)
 

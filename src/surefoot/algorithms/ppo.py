@@ -23,16 +23,15 @@ from ..math.reduce import explained_variance, masked_mean, standardise
 from ..math.returns import gae
 from ..math.values import clipped_value_loss
 from ..minibatches import check_minibatch, descend
-from ..networks import network_name
 from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, Observation, PyTree, Rollout
 
 __all__ = ["PPO", "State", "act", "init", "update"]
 
 
 @configuration
-class PPO:
+class PPO(ActorCriticSettings):
     """Proximal policy optimisation with the clipped surrogate."""
 
     gamma: float = 0.99
@@ -67,22 +66,12 @@ class PPO:
     """Stop the epochs once an epoch's mean KL exceeds 1.5 times this; never by default."""
     normalise_advantage: bool = True
     """Give the advantages of each minibatch mean 0 and standard deviation 1."""
-    normalise_observation: bool = True
-    """Subtract the running mean of observations and divide by their running standard deviation."""
-    normalise_reward: bool = True
-    """Divide rewards by the running standard deviation of the discounted return."""
-    network: str = "mlp"
-    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of 'mlp'."""
-    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
-    """Activation of the hidden layers of 'mlp'."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", clip="(0, inf)", dual_clip="(1, inf)", learning_rate="(0, inf)")
         check_bounds(self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", max_grad_norm="(0, inf]")
         check_bounds(self, entropy_coef="[0, inf)", value_coef="[0, inf)", clip_value="(0, inf)", target_kl="(0, inf)")
-        object.__setattr__(self, "network", network_name(self.network))
 
 
 class State(NamedTuple):

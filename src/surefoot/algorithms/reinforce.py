@@ -22,9 +22,8 @@ from ..math.policy_gradient import clip_weight, score_function_loss, self_normal
 from ..math.reduce import masked_mean
 from ..math.returns import reward_to_go, time_discount, total_return
 from ..minibatches import check_minibatch
-from ..networks import network_name
 from ..normalise import Moments, ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, PyTree, Rollout
 from ..waiting import Rows, empty_window, join, mean_of_others, rows_of
 
@@ -32,7 +31,7 @@ __all__ = ["REINFORCE", "State", "act", "init", "update"]
 
 
 @configuration
-class REINFORCE:
+class REINFORCE(ActorCriticSettings):
     """The score-function policy gradient on whole episodes."""
 
     gamma: float = 0.99
@@ -65,21 +64,11 @@ class REINFORCE:
     """Transitions in one gradient step of the critic; must divide num_steps times the number of environments."""
     critic_learning_rate: float = 1e-3
     """Step size of the critic's Adam."""
-    normalise_observation: bool = True
-    """Subtract the running mean of observations and divide by their running standard deviation."""
-    normalise_reward: bool = True
-    """Divide rewards by the running standard deviation of the discounted return."""
-    network: str = "mlp"
-    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of 'mlp'."""
-    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
-    """Activation of the hidden layers of 'mlp'."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bounds(self, gamma="[0, 1]", epochs="[1, inf)", max_weight="(0, inf)", num_steps="[1, inf)", window="[0, inf)")
         check_bounds(self, learning_rate="(0, inf)", critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
-        object.__setattr__(self, "network", network_name(self.network))
         if self.credit == "total" and self.discounting == "objective":
             raise ValueError("discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start.")
         if self.credit == "total" and self.importance == "per_step":

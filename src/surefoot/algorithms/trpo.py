@@ -25,16 +25,15 @@ from ..math.reduce import explained_variance, masked_mean, standardise
 from ..math.returns import gae
 from ..math.trust_region import backtracking_line_search, conjugate_gradient, curvature_product, trust_region_scale
 from ..minibatches import check_minibatch
-from ..networks import network_name
 from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..policies import ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
 from ..types import EnvironmentSpec, PyTree, Rollout
 
 __all__ = ["TRPO", "State", "act", "init", "update"]
 
 
 @configuration
-class TRPO:
+class TRPO(ActorCriticSettings):
     """Trust region policy optimisation: the natural gradient within a bound on the KL divergence."""
 
     gamma: float = 0.99
@@ -63,22 +62,12 @@ class TRPO:
     """Transitions in one gradient step of the critic; must divide num_steps times the number of environments."""
     critic_learning_rate: float = 1e-3
     """Step size of the critic's Adam."""
-    normalise_observation: bool = True
-    """Subtract the running mean of observations and divide by their running standard deviation."""
-    normalise_reward: bool = True
-    """Divide rewards by the running standard deviation of the discounted return."""
-    network: str = "mlp"
-    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of 'mlp'."""
-    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
-    """Activation of the hidden layers of 'mlp'."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", max_kl="(0, inf)", cg_iterations="[1, inf)", cg_damping="[0, inf)")
         check_bounds(self, fisher_fraction="(0, 1]", backtrack_factor="(0, 1)", backtrack_tries="[1, inf)", num_steps="[1, inf)")
         check_bounds(self, critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
-        object.__setattr__(self, "network", network_name(self.network))
 
 
 class State(NamedTuple):
