@@ -38,6 +38,7 @@ SHARED = {
     "gae_lambda": 0.95,
     "hidden": [64, 64],
     "activation": "tanh",
+    "initial_log_std": 0.0,
     "normalise_observation": False,
     "normalise_reward": False,
 }

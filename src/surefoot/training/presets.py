@@ -7,6 +7,7 @@ from typing import Any
 
 from ..algorithms import of
 
+MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 # By algorithm and environment. The number of environments is the user's: every entry was tuned with the default of 8.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "CartPole-v1"): {"num_steps": 128},
@@ -18,7 +19,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("ppo", "MountainCar-v0"): {"gamma": 0.999, "gae_lambda": 0.98, "num_steps": 512},
     ("ppo", "MountainCarContinuous-v0"): {"gamma": 0.999, "num_steps": 512, "entropy_coef": 0.01},
+    ("ppo", "HalfCheetah-v5"): {"initial_log_std": -1.0, "learning_rate_schedule": "linear"},
     ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
+    ("trpo", "HalfCheetah-v5"): MUJOCO_TRPO,
+    ("trpo", "Hopper-v5"): MUJOCO_TRPO,
+    ("trpo", "Walker2d-v5"): MUJOCO_TRPO,
 }
 
 
