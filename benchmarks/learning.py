@@ -1,6 +1,7 @@
 """A recorded learning study: train some seeds, evaluate what each ended with, and write benchmarks/results/....json.
 
     python benchmarks/learning.py --algorithm ppo --environment HalfCheetah-v5 --steps 1e6 --seeds 5
+    python benchmarks/learning.py --table benchmarks/results/*HalfCheetah*.json                    print the table of recorded studies
 
 Stopped in any way and started again, it goes on: a finished seed is not trained again, and an unfinished one is resumed.
 The runs stay in runs/learning; delete them there to study a changed program.
@@ -64,17 +65,35 @@ def result_of(run: Path) -> dict[str, Any]:
     }
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: what each study came to."""
+    lines = ["| | settings | mean return (95 % interval) | seeds | steps |", "| --- | --- | ---: | ---: | ---: |"]
+    for record in records:
+        low, high = record["interval"]
+        settings = ", ".join(f"{name}={value}" for name, value in record["preset"].items()) or "defaults"
+        returns = f"{record['mean']:,.0f} ({low:,.0f}-{high:,.0f})"
+        steps = record["seeds"][0]["steps"]
+        lines.append(f"| {record['algorithm']}, {record['environment']} | {settings} | {returns} | {len(record['seeds'])} | {steps:,} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", required=True)
-    parser.add_argument("--environment", required=True)
+    parser.add_argument("--algorithm")
+    parser.add_argument("--environment")
     parser.add_argument("--steps", type=lambda text: int(float(text)), default=1_000_000)
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--episodes", type=int, default=100, help="of the evaluation of each seed")
     parser.add_argument("--no-preset", dest="preset", action="store_false", help="the algorithm's defaults")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the record is written")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print the table of records and train nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text()) for path in options.table]), end="")
+        return
+    if not (options.algorithm and options.environment):
+        parser.error("--algorithm and --environment are required, or --table")
     name = f"{options.algorithm}-{options.environment}{'' if options.preset else '-defaults'}"
     directory = options.runs / f"{name}-{options.steps}"
     directory.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ SHAPED = {
     "product from the left": lambda x: FLOATS.T @ x,
     "product of each row": jax.vmap(lambda row: jnp.asarray(FLOATS) @ row),
     "product of rows with rows": lambda x: jax.vmap(jnp.dot)(x, 2 * x + 1),
+    "product and its transpose": lambda x: (product := jnp.asarray(FLOATS.T) @ x, product.T),
     "product over two axes": lambda x: jnp.tensordot(x, jnp.asarray(FLOATS), axes=2),
 }
 
@@ -71,6 +72,21 @@ def check(function, *observed, parameters: Any = None, at_least=NumpyActor, **to
 @pytest.mark.parametrize("name", [*ONE_ARGUMENT, *REDUCED, *SHAPED])
 def test_operation(name):
     check(lambda _, key, t, x: (ONE_ARGUMENT | REDUCED | SHAPED)[name](x), FLOATS)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("right", [0, 1])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_product_over_either_axis(left, right, transposed):
+    weight = RNG.normal(size=(FLOATS.shape[left], 5)).astype(np.float32)
+    weight = jnp.asarray(weight if right == 0 else weight.T)
+
+    def function(weight, key, t, x):
+        product = jax.lax.dot_general(x, weight, (((left,), (right,)), ((), ())))
+        swapped = jax.lax.dot_general(weight, x, (((right,), (left,)), ((), ())))
+        return (product.T, swapped.T) if transposed else (product, swapped)
+
+    check(function, FLOATS, parameters=weight)
 
 
 @pytest.mark.parametrize("name", OF_POSITIVE)
