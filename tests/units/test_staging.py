@@ -187,7 +187,7 @@ def test_what_numpy_cannot_do_or_not_as_fast_is_compiled(function):
 
 def test_a_function_with_an_effect_is_compiled():
     def function(parameters, key, t, x):
-        jax.debug.callback(lambda x: seen.append(np.array(x)), x)
+        jax.debug.callback(lambda x: seen.append(np.array(x)), parameters)
         return x + parameters
 
     seen: list[np.ndarray] = []
