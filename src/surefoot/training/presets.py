@@ -23,7 +23,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
     ("trpo", "HalfCheetah-v5"): MUJOCO_TRPO,
     ("trpo", "Hopper-v5"): MUJOCO_TRPO,
-    ("trpo", "Walker2d-v5"): MUJOCO_TRPO,
+    ("trpo", "Walker2d-v5"): MUJOCO_TRPO | {"initial_log_std": -0.5, "max_kl": 0.02},
 }
 
 
