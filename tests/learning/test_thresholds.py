@@ -14,6 +14,7 @@ BARS = [
     ("reinforce", "CartPole-v1", 149_504, 450.0),
     ("trpo", "CartPole-v1", 98_304, 475.0),
     ("trpo", "Pendulum-v1", 198_656, -250.0),
+    ("ppo-penalty", "CartPole-v1", 98_304, 475.0),
     ("ppo", "CartPole-v1", 99_840, 475.0),
     ("ppo", "Pendulum-v1", 198_656, -250.0),
 ]

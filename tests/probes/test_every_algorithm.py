@@ -12,6 +12,7 @@ import pytest
 
 from surefoot.algorithms import ALGORITHMS, named
 from surefoot.algorithms.ppo import PPO
+from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
 from surefoot.algorithms.trpo import TRPO
 from surefoot.collect import scan_rollout, start_stream
@@ -24,6 +25,7 @@ CRITIC = {"critic_epochs": 8, "critic_learning_rate": 1e-2}
 SETTINGS: dict[str, Any] = {  # and iterations
     "reinforce": (REINFORCE(**COMMON, **CRITIC, window=8, learning_rate=2e-2), 60),
     "trpo": (TRPO(**COMMON, **CRITIC, max_kl=0.02), 25),
+    "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "ppo": (PPO(**COMMON, epochs=4, learning_rate=1e-2), 40),
 }
 NUM_ENVS = 16
