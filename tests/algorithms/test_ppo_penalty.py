@@ -251,7 +251,7 @@ def test_what_the_statistics_of_observations_move_is_audited_and_not_penalised()
 
 def test_rows_of_a_reset_do_not_matter():
     """In one minibatch; in more, they change who shares one with whom."""
-    config, rollout = Whole(normalise_advantage=True), experience(SPEC, (3, 1), seed=3)
+    config, rollout = Whole(normalise_advantage=True), experience(SPEC, (3, 1), seed=5)
     plain, with_rows = (update(config, first_state(config), batches_of(stream, ROWS)[0]) for stream in (rollout, with_reset_rows(rollout)))
     np.testing.assert_allclose(parameters(with_rows[0]), parameters(plain[0]), **TOLERANCE)
     for name in plain[1]:
