@@ -202,13 +202,15 @@ def _train(argv: list[str]) -> None:
     except ValueError as error:
         fail(str(error), code=2)
 
+    group = algorithm.name.replace("-", "_")  # a field of a dataclass, which a hyphen must not be in
+
     def arguments(default: Any, words: list[str], about: str = "") -> Any:
         kind = dataclasses.make_dataclass(
             "Arguments",
             [
                 ("env", Annotated[Positional[str], tyro.conf.arg(metavar="ENV", help="An environment id, or module:factory.")]),
                 ("run", TrainOptions, TrainOptions()),
-                (algorithm.name, algorithm.config, default),
+                (group, algorithm.config, default),
             ],
         )
         return parse(kind, words, f"train {algorithm.name}", description=f"{algorithm.config.__doc__}{about}")
@@ -223,7 +225,7 @@ def _train(argv: list[str]) -> None:
     if given.run.preset:
         default = with_settings(default, preset_for(default, given.env))
         given = arguments(default, words)
-    settings = getattr(given, algorithm.name)
+    settings = getattr(given, group)
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     config = algorithm.config(**{name: value for name, value in chosen.items() if value != getattr(default, name)})
     if config.network != "mlp":

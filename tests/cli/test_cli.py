@@ -22,6 +22,7 @@ import pytest
 from support import BATCH, SMALL, SMALL_OPTIONS, bits, metrics, steps_saved
 
 import surefoot as sf
+from surefoot.algorithms import ALGORITHMS
 from surefoot.cli import main, without_options
 from surefoot.training.presets import PRESETS
 
@@ -211,6 +212,14 @@ def test_an_update_that_is_not_finite_exits_with_its_losses(cli: Callable[..., t
     assert re.search(
         r"surefoot: Iteration \d .* was not finite: .*_loss = (nan|inf)\. The step was not taken; .*smaller learning_rate", err
     )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_its_help(name: str, cli: Callable[..., tuple[str, str]]) -> None:
+    out, err = cli("train", name, "--help")
+    assert f"usage: surefoot train {name} [-h] [OPTIONS] ENV" in out
+    assert f" {name} options " in out
+    assert err == ""
 
 
 def test_lists(cli: Callable[..., tuple[str, str]]) -> None:

@@ -8,7 +8,13 @@ import pytest
 from oracle import TOLERANCE, compiled
 
 from surefoot.distributions import Categorical, DiagonalGaussian
-from surefoot.math.trust_region import backtracking_line_search, conjugate_gradient, curvature_product, trust_region_scale
+from surefoot.math.trust_region import (
+    adaptive_step_size,
+    backtracking_line_search,
+    conjugate_gradient,
+    curvature_product,
+    trust_region_scale,
+)
 
 pytestmark = pytest.mark.x64
 
@@ -176,3 +182,17 @@ def test_line_search_does_not_look_past_the_first_acceptable_try():
 def test_what_is_not_a_number_is_not_acceptable():
     scale, tries = backtracking_line_search(lambda scale: scale * jnp.nan <= 1.0, factor=0.5, num_tries=3)
     assert (scale, tries) == (0.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [(0.0, 4.5), (0.99e-3, 4.5), (1.01e-3, 3.0), (2e-3, 3.0), (3.99e-3, 3.0), (4.01e-3, 2.0), (9.0, 2.0), (np.inf, 2.0), (np.nan, 3.0)],
+)
+def test_the_step_size_falls_beyond_two_targets_and_rises_within_half_of_one(kl, expected):
+    assert adaptive_step_size(3.0, kl, target=2e-3) == expected
+
+
+def test_the_step_size_follows_factor_and_tolerance():
+    assert adaptive_step_size(3.0, 0.016, target=0.01, factor=3.0, tolerance=1.5) == 1.0
+    assert adaptive_step_size(3.0, 0.014, target=0.01, factor=3.0, tolerance=1.5) == 3.0
+    assert adaptive_step_size(3.0, 0.006, target=0.01, factor=3.0, tolerance=1.5) == 9.0

@@ -11,19 +11,26 @@ import numpy as np
 import pytest
 
 from surefoot.algorithms import ALGORITHMS, named
+from surefoot.algorithms.a2c import A2C
 from surefoot.algorithms.ppo import PPO
+from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
 from surefoot.algorithms.trpo import TRPO
+from surefoot.algorithms.vpg_adaptive import VPGAdaptive
 from surefoot.collect import scan_rollout, start_stream
 from surefoot.envs.probes import Probe, ProbeId, expectation
 from surefoot.normalise import normalise
 from surefoot.types import EnvironmentSpec
 
-COMMON = {"gamma": 0.8, "num_steps": 16, "minibatch_size": 64, "hidden": (16,), "normalise_reward": False}
+SHARED = {"gamma": 0.8, "hidden": (16,), "normalise_reward": False}
+COMMON = SHARED | {"num_steps": 16, "minibatch_size": 64}
 CRITIC = {"critic_epochs": 8, "critic_learning_rate": 1e-2}
 SETTINGS: dict[str, Any] = {  # and iterations
     "reinforce": (REINFORCE(**COMMON, **CRITIC, window=8, learning_rate=2e-2), 60),
+    "vpg-adaptive": (VPGAdaptive(**COMMON, **CRITIC, target_kl=0.01, learning_rate=2e-2), 60),
+    "a2c": (A2C(**SHARED, learning_rate=2e-2), 1000),
     "trpo": (TRPO(**COMMON, **CRITIC, max_kl=0.02), 25),
+    "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "ppo": (PPO(**COMMON, epochs=4, learning_rate=1e-2), 40),
 }
 NUM_ENVS = 16

@@ -1,4 +1,4 @@
-"""Steps inside a trust region: curvature of a divergence, the direction it asks for, and how far to go along it."""
+"""Steps inside a trust region: curvature of a divergence, the direction it asks for, how far to go along it, and how far next time."""
 
 from __future__ import annotations
 
@@ -82,3 +82,13 @@ def backtracking_line_search(
 
     tries, is_accepted = jax.lax.while_loop(rejected, attempt, (jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
     return jnp.where(is_accepted, jnp.power(jnp.asarray(factor, dtype), tries - 1), 0), tries
+
+
+def adaptive_step_size(step_size: jax.Array, kl: jax.Array, *, target: Scalar, factor: Scalar = 1.5, tolerance: Scalar = 2.0) -> jax.Array:
+    """The step size after a step that went `kl` far: divided by `factor` above target x tolerance, times it below target / tolerance.
+
+    Schulman et al. 2017, arXiv:1707.06347, footnote 3 to section 6.2: the vanilla policy gradient that they compare with.
+    """
+    check_same_shape(step_size=step_size, kl=kl)
+    too_far, too_near = kl > target * tolerance, kl < target / tolerance
+    return jnp.where(too_far, step_size / factor, jnp.where(too_near, step_size * factor, step_size))
