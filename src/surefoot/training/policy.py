@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ class Policy:
 
     def __init__(self, config: Any, spec: EnvironmentSpec, acting: PyTree, *, seed: int = 0):
         self.config, self.spec, self.acting = config, spec, acting
-        self._key, self._calls = jax.random.key(seed), 0
+        self._seed, self._calls = seed, 0
+
+    @cached_property
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._seed)  # made where it is used: a run makes a policy for every report
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]:
