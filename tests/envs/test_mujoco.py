@@ -213,7 +213,7 @@ def test_what_is_not_finite_is_refused_with_its_place(name, change, problem):
 def test_an_error_in_the_pool_names_its_environment(monkeypatch):
     from mujoco.batch import Batch, SimulationError
 
-    def fails(self, nstep):
+    def fails(self, ids, nstep):
         raise SimulationError(np.array([1]), "stack overflow", 3)
 
     env = MujocoEnvironment("Walker2d-v5", num_envs=3)
