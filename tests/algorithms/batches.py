@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from surefoot.distributions import Categorical
+from surefoot.policies import Inputs
 from surefoot.types import EnvironmentSpec, Rollout
 
 FLOATS = Box(-np.inf, np.inf, (3,), np.float32)
@@ -25,8 +26,13 @@ class ValueTable(eqx.Module):
 
     values: jax.Array
 
-    def __call__(self, obs):
+    def __call__(self, obs, features=None):
         return self.values[obs]
+
+
+def inputs(obs, action_mask=None):
+    """What a policy without a memory is given of rows [T, N]."""
+    return Inputs(obs, action_mask, np.zeros(np.shape(obs), np.int32), None)
 
 
 def table_spec(num_observations, num_actions, num_envs):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, inputs, oracle_rollout, table_spec, with_reset_rows
 from gymnasium.spaces import Discrete
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
@@ -16,8 +16,9 @@ from surefoot.algorithms import ppo_penalty
 from surefoot.algorithms.ppo_penalty import Batch, PPOPenalty, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
+from surefoot.estimates import state_values
 from surefoot.math.returns import gae, time_discount
-from surefoot.policies import StochasticPolicy, state_values
+from surefoot.policies import StochasticPolicy
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -39,9 +40,10 @@ def expected_ascent(config, beta, theta, behaviour):
     advantage = time_discount(BATCH.time, discount=MDP.discount) * oracle.row_advantages(MDP, behaviour, BATCH)
     old = Categorical(oracle.log_policy(behaviour)[BATCH.state])
     zeros = np.zeros(BATCH.time.shape)
-    every = Batch(oracle_rollout(MDP, BATCH).obs, BATCH.action, None, old, advantage, zeros, BATCH.valid)
+    every = Batch(inputs(oracle_rollout(MDP, BATCH).obs), BATCH.action, old, advantage, zeros, BATCH.valid)
 
     def ascent(batch):  # the loss is a mean over rows
+        batch = jax.tree.map(lambda x: x[:, None], batch)
         gradient = jax.grad(lambda theta: loss((Table(theta), critic), batch, beta, config)[0])(theta)
         return -jnp.sum(batch.valid) * gradient.ravel()
 
@@ -102,7 +104,8 @@ def minibatch():
     mask = mask | (np.arange(3) != 1)
     old = Categorical.from_logits(jnp.asarray(rng.normal(size=(40, 3))), mask)
     advantage, value_target = rng.normal(size=(2, 40))
-    return params, Batch(obs, action, mask, old, advantage, value_target, np.arange(40) < 37)
+    rows = Batch(inputs(obs, mask), action, old, advantage, value_target, np.arange(40) < 37)
+    return params, jax.tree.map(lambda x: x[None], rows)
 
 
 def loss_by_definition(params, batch, config, beta):
@@ -176,11 +179,10 @@ def test_every_epoch_is_held_to_the_policy_that_acted(direction):
     state, rollout = first_state(config), jax.tree.map(jnp.asarray, experience(SPEC, (5, 3)))
     after, _ = update(config, state, rollout)
 
-    values = state_values(state.critic, None, rollout)
+    values = state_values(config, state.acting, state.critic, rollout)
     advantage = gae(rollout.reward, *values, rollout.terminated, rollout.truncated, discount=0.99, gae_lambda=0.95)
     old = jax.vmap(state.acting.distribution)(rollout.obs)
-    batch = Batch(rollout.obs, rollout.action, None, old, advantage, advantage + values[0], rollout.valid)
-    batch = jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), batch)
+    batch = Batch(inputs(rollout.obs), rollout.action, old, advantage, advantage + values[0], rollout.valid)
     at, unravel = ravel_pytree((state.acting.actor, state.critic))
     first, second = np.zeros(at.shape), np.zeros(at.shape)
     for index in (1, 2, 3):
@@ -288,7 +290,10 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     scale = state.return_scale
     state = state._replace(return_scale=scale._replace(moments=scale.moments._replace(variance=jnp.asarray(16.0))))
     after, metrics = update(config, state, rollout)
-    flags, values = (rollout.terminated, rollout.truncated), state_values(state.critic, None, jax.tree.map(jnp.asarray, rollout))
+    flags, values = (
+        (rollout.terminated, rollout.truncated),
+        state_values(config, state.acting, state.critic, jax.tree.map(jnp.asarray, rollout)),
+    )
     advantage = gae(rollout.reward / 4.0, *values, *flags, discount=0.9, gae_lambda=0.8)
     old, new = (Categorical(jax.nn.log_softmax(one.acting.actor.logits)[rollout.obs]) for one in (state, after))
     audit = step_audit(old, new, rollout, 4.0 * advantage, discount=0.9)

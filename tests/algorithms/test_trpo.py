@@ -14,9 +14,10 @@ from surefoot.algorithms import trpo
 from surefoot.algorithms.trpo import TRPO, policy_step
 from surefoot.audit import step_audit
 from surefoot.critics import ValueTargets, fit_critic
+from surefoot.estimates import state_values
 from surefoot.math.returns import gae
 from surefoot.normalise import Moments, normalise
-from surefoot.policies import state_values
+from surefoot.policies import inputs_of
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -26,7 +27,12 @@ SMALL_STEP = 1e-4
 Small = partial(TRPO, max_kl=SMALL_STEP, hidden=(4,), num_steps=24, minibatch_size=16, critic_epochs=2)
 SINGULAR = Small(cg_damping=0.0, cg_iterations=200, fisher_fraction=0.01)
 
-step = jax.jit(policy_step, static_argnums=0)
+
+@partial(jax.jit, static_argnums=0)
+def step(config, policy, rollout, old, advantage):
+    return policy_step(config, policy, rollout, inputs_of(policy, rollout), old, advantage)
+
+
 update = jax.jit(lambda config, state, rollout: trpo.update(config, state, rollout, None, jax.random.key(0)), static_argnums=0)
 KINDS = pytest.mark.parametrize("kind", ACTIONS)
 
@@ -198,13 +204,13 @@ def test_an_update_is_the_step_on_generalised_advantages_then_the_critic_then_th
     state = state._replace(return_scale=state.return_scale._replace(moments=moments))
     after, metrics = update(config, state, rollout)
 
-    value, next_value = state_values(state.critic, state.acting.normaliser, rollout)
+    value, next_value = state_values(config, state.acting, state.critic, rollout)
     flags = rollout.terminated, rollout.truncated
     advantage = gae(rollout.reward / 4, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
     old, new = (jax.vmap(one.acting.distribution)(rollout.obs) for one in (state, after))
     moved, _ = step(config, state.acting, rollout, old, (advantage - jnp.mean(advantage)) / jnp.std(advantage))
     np.testing.assert_allclose(flat(after.acting), flat(moved), rtol=1e-4, atol=1e-6)
-    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), advantage + value, rollout.valid)
+    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), None, advantage + value, rollout.valid)
     fit = jax.jit(partial(fit_critic, config))
     critic, _, fitting = fit(state.critic, state.critic_optimiser, targets, jax.random.key(0))
     np.testing.assert_allclose(ravel_pytree(after.critic)[0], ravel_pytree(critic)[0], rtol=1e-6)

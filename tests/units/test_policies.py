@@ -1,4 +1,6 @@
-"""Actors, critics, acting, and values of true successors."""
+"""Actors, critics, acting, memories, and values of true successors."""
+
+import functools
 
 import equinox as eqx
 import jax
@@ -7,10 +9,24 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
+from surefoot.algorithms.ppo import PPO
 from surefoot.distributions import Categorical, DiagonalGaussian
+from surefoot.estimates import estimate, state_values
 from surefoot.normalise import Moments, normalise
-from surefoot.policies import Actor, Critic, StochasticPolicy, act, state_values
-from surefoot.types import Rollout
+from surefoot.policies import (
+    Actor,
+    Critic,
+    StochasticPolicy,
+    act,
+    actor_and_critic,
+    begin_episodes,
+    distributions_and_values,
+    distributions_of,
+    features_of,
+    inputs_of,
+)
+from surefoot.training.presets import with_settings
+from surefoot.types import EnvironmentSpec, Rollout
 
 OBSERVATIONS = Box(-9.0, 9.0, (3,))
 SHAPE = {"hidden": (8,), "activation": "tanh"}
@@ -85,19 +101,130 @@ def test_acting_takes_the_mode_or_draws_with_the_key():
     masks = jnp.asarray([[False, True, True, True]] * 5)
     policy = StochasticPolicy(actor_for(Discrete(4)), None)
     distribution = policy.distribution(OBS, masks)
-    action, carry = act(None, policy, OBS, masks, "carry", None)
+    action, carry = act(PPO(), policy, OBS, masks, "carry", None)
     np.testing.assert_array_equal(action, distribution.mode())
     assert carry == "carry"
-    drawn = [act(None, policy, OBS, masks, None, jax.random.key(seed))[0] for seed in range(8)]
+    drawn = [act(PPO(), policy, OBS, masks, None, jax.random.key(seed))[0] for seed in range(8)]
     np.testing.assert_array_equal(drawn[3], distribution.sample(jax.random.key(3)))
     assert all((action > 0).all() for action in drawn)
     assert len({tuple(action.tolist()) for action in drawn}) > 4
 
 
+# Memory
+
+MEMORY = PPO(memory="gru", memory_size=5, hidden=(8,), num_steps=6, minibatch_size=6, sequence_length=3)
+SPEC = EnvironmentSpec("memory", OBSERVATIONS, Discrete(4), 3)
+
+
+def remembering(config=MEMORY, seed=0):
+    """(policy, critic) whose heads are large enough that memories matter."""
+    policy, critic = jax.jit(functools.partial(actor_and_critic, config, SPEC))(jax.random.key(seed))
+    return jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(seed + 1), x.shape), (policy._replace(normaliser=MOMENTS), critic)
+    )
+
+
+def rollout_with_ends(num_steps=6, num_envs=3, config=MEMORY):
+    """Random rows; episodes end in the middle of the batch, and one began before it."""
+    rng = np.random.default_rng(0)
+    ends = np.zeros((num_steps, num_envs), bool)
+    ends[2, 0] = ends[4, 1] = ends[0, 2] = True
+    time = np.zeros((num_steps, num_envs), np.int32)
+    time[0] = 3, 0, 2
+    for t in range(1, num_steps):
+        time[t] = np.where(ends[t - 1], 0, time[t - 1] + 1)
+    return Rollout(
+        obs=rng.normal(size=(num_steps, num_envs, 3)).astype(np.float32),
+        action=rng.integers(4, size=(num_steps, num_envs)),
+        reward=rng.normal(size=(num_steps, num_envs)).astype(np.float32),
+        terminated=ends & (np.arange(num_envs) == 0),
+        truncated=ends & (np.arange(num_envs) != 0),
+        final_obs=rng.normal(size=(num_steps, num_envs, 3)).astype(np.float32),
+        valid=np.ones((num_steps, num_envs), bool),
+        time=time,
+        last_obs=rng.normal(size=(num_envs, 3)).astype(np.float32),
+        progress=np.float32(0),
+        carry=None if config.memory == "none" else rng.normal(size=(num_envs, 5)).astype(np.float32),
+    )
+
+
+def test_learning_unrolls_the_memory_that_acting_had():
+    """Episode by episode: cut where one ends, and carried over from before the batch where one goes on."""
+    (policy, _), rollout = remembering(), rollout_with_ends()
+    unrolled = distributions_of(MEMORY, policy.actor, inputs_of(policy, rollout))
+    carry = rollout.carry
+    for t, obs in enumerate(rollout.obs):
+        carry = begin_episodes(carry, rollout.time[t])
+        action, carry = act(MEMORY, policy, obs, None, carry, jax.random.key(t))
+        np.testing.assert_array_equal(action, Categorical(unrolled.log_probs[t]).sample(jax.random.key(t)))
+        np.testing.assert_allclose(jax.vmap(policy.actor.choose)(carry, None).log_probs, unrolled.log_probs[t], rtol=1e-5, atol=1e-6)
+    forgetful = distributions_of(MEMORY, policy.actor, inputs_of(policy, rollout._replace(carry=0 * rollout.carry)))
+    differs = np.abs(forgetful.log_probs - unrolled.log_probs).max(axis=-1) > 1e-4
+    np.testing.assert_array_equal(differs[0], [True, False, True])
+    assert not differs[3:, 0].any()
+
+
+def test_a_sequence_from_the_middle_of_a_batch_begins_with_the_memory_there():
+    (policy, critic), rollout = remembering(), rollout_with_ends()
+    before = estimate(MEMORY, policy, critic, None, rollout)
+    middle = jax.tree.map(lambda x: x[3:], before.inputs)
+    distribution, value = distributions_and_values(MEMORY, policy.actor, critic, middle)
+    np.testing.assert_allclose(distribution.log_probs, before.old.log_probs[3:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value, before.value[3:], rtol=1e-5)
+
+
+def test_no_memory_is_an_empty_one():
+    policy, _ = remembering()
+    empty, kept = act(MEMORY, policy, OBS, None, None, None), act(MEMORY, policy, OBS, None, jnp.zeros((5, 5)), None)
+    jax.tree.map(np.testing.assert_array_equal, empty, kept)
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_the_value_of_a_successor_is_that_of_one_step_more(memory, shared_trunk):
+    config = with_settings(MEMORY, {"memory": memory, "shared_trunk": shared_trunk})
+    (policy, critic), rollout = remembering(config), rollout_with_ends(config=config)
+    inputs = inputs_of(policy, rollout)
+    features = features_of(config, policy.actor, inputs)
+    assert (features is None) == (memory == "none" and not shared_trunk)
+    value, next_value = state_values(config, policy, critic, rollout, features)
+    np.testing.assert_allclose(value, distributions_and_values(config, policy.actor, critic, inputs)[1], rtol=1e-5)
+    longer = rollout._replace(
+        obs=np.concatenate([rollout.obs, rollout.last_obs[None]]), time=np.concatenate([rollout.time, rollout.time[-1:] + 1])
+    )
+    for t in range(6):  # the rows up to t, and then what the episode showed at its end, or what came next
+        ended = (rollout.terminated | rollout.truncated)[t]
+        seen = np.concatenate([longer.obs[: t + 1], np.where(ended[:, None], rollout.final_obs[t], longer.obs[t + 1])[None]])
+        time = np.concatenate([rollout.time[: t + 1], rollout.time[t : t + 1] + 1])
+        values = distributions_and_values(config, policy.actor, critic, inputs_of(policy, rollout._replace(obs=seen, time=time)))[1]
+        np.testing.assert_allclose(next_value[t], values[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_only_a_shared_trunk_takes_the_critics_gradient_to_the_actor(memory, shared_trunk):
+    config = with_settings(MEMORY, {"memory": memory, "shared_trunk": shared_trunk})
+    (policy, critic), rollout = remembering(config), rollout_with_ends(config=config)
+
+    def values(actor, critic):
+        return jnp.sum(distributions_and_values(config, actor, critic, inputs_of(policy, rollout))[1])
+
+    of_actor, of_critic = jax.grad(values, argnums=(0, 1))(policy.actor, critic)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(of_actor)) == shared_trunk
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(of_critic))
+    assert (critic.torso is None) == shared_trunk
+
+
+def test_the_critic_reads_what_the_actor_remembers():
+    (policy, critic), rollout = remembering(), rollout_with_ends()
+    values = [estimate(MEMORY, policy, critic, None, rollout._replace(carry=scale * rollout.carry)).value for scale in (0, 1)]
+    np.testing.assert_array_equal((np.abs(values[0] - values[1]) > 1e-4)[0], [True, False, True])
+
+
 # Values
 
 
-def value_of(obs):
+def value_of(obs, features=None):
     """A critic that tells its observations apart."""
     return 10.0 * obs["place"][0] + obs["place"][1]
 
@@ -124,7 +251,7 @@ def test_values_of_rows_and_of_their_true_successors(normaliser):
         progress=None,
     )
     rollout.terminated[-1], rollout.truncated[-1] = [False, True, False], [False, False, True]
-    values, next_values = jax.jit(lambda rollout: state_values(value_of, normaliser, rollout))(rollout)
+    values, next_values = jax.jit(lambda rollout: state_values(PPO(), StochasticPolicy(None, normaliser), value_of, rollout))(rollout)
 
     def value(place):
         moments = None if normaliser is None else normaliser["place"]
