@@ -55,7 +55,7 @@ def conclude(
     if return_scale is not None:
         ended = rollout.terminated | rollout.truncated
         return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
-    new = distributions_of(config, policy.actor, inputs_of(policy, rollout))
+    new = distributions_of(policy.actor, inputs_of(policy, rollout))
     audit = step_audit(before.old, new, rollout, before.advantage * before.scale, discount=config.gamma)
     audit["explained_variance"] = explained_variance(before.value, before.value_target, rollout.valid)
     return policy, return_scale, audit

@@ -33,7 +33,7 @@ class ValueTargets(NamedTuple):
     """What a critic is fitted to, [T, N, ...] or a minibatch [B, ...] of it."""
 
     obs: Observation  # normalised
-    features: jax.Array | None  # the actor's, where it has a memory
+    features: jax.Array  # the actor's
     value_target: jax.Array
     valid: jax.Array
 

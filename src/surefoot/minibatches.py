@@ -12,6 +12,7 @@ import optax
 from .types import PyTree
 
 Metrics = dict[str, jax.Array]
+Loss = Callable[[jax.Array], tuple[jax.Array, Metrics]]
 
 
 def check_minibatch(config: Any, num_envs: int) -> None:
@@ -24,18 +25,19 @@ def check_minibatch(config: Any, num_envs: int) -> None:
         )
 
 
-def sequence_length(config: Any) -> int:
-    """Steps in a row that minibatches are made of: 1 without a memory; ValueError where `config.sequence_length` does not fit."""
-    if config.memory == "none":
-        return 1
+def check_sequences(config: Any) -> None:
+    """Raise a ValueError where a memory is learned from sequences that divide neither batch nor minibatch."""
     for name in ("num_steps", "minibatch_size"):
-        if getattr(config, name) % config.sequence_length:
+        if config.memory != "none" and getattr(config, name) % config.sequence_length:
             raise ValueError(
                 f"A policy with a memory learns from sequences, and sequence_length={config.sequence_length} does not divide "
                 f"{name}={getattr(config, name)}; choose a divisor of both num_steps and minibatch_size."
             )
-    length: int = config.sequence_length
-    return length
+
+
+def sequence_length(config: Any) -> int:
+    """Steps in a row that minibatches are made of."""
+    return 1 if config.memory == "none" else int(config.sequence_length)
 
 
 def scheduled(value: float, schedule: str, progress: jax.Array) -> jax.Array | float:
@@ -49,11 +51,7 @@ def clipped_adam(config: Any) -> optax.GradientTransformation:
 
 
 def gradient_step(
-    loss: Callable[[jax.Array], tuple[jax.Array, Metrics]],
-    parameters: jax.Array,
-    moments: optax.OptState,
-    optimiser: optax.GradientTransformation,
-    learning_rate: jax.Array | float,
+    loss: Loss, parameters: jax.Array, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: Any
 ) -> tuple[tuple[jax.Array, optax.OptState], Metrics]:
     """(parameters and moments after one step down the loss, its metrics with the norm of the gradient).
 

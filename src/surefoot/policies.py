@@ -68,19 +68,16 @@ class Actor(eqx.Module):
         key: jax.Array,
         *,
         initial_log_std: float = 0.0,
-        memory_size: int | None = None,
+        memory_size: int = 0,
         **shape: Any,
     ):
         torso_key, head_key, memory_key = jax.random.split(key, 3)
         self.torso, features = build_torso(network, observation_space, torso_key, **shape)
-        self.memory = None if memory_size is None else eqx.nn.GRUCell(features, memory_size, key=memory_key)
+        self.memory = eqx.nn.GRUCell(features, memory_size, key=memory_key) if memory_size else None
         # A small last layer starts the policy near uniform, or near zero mean (Andrychowicz et al. 2021, section 3.2).
         self.head = orthogonal_linear(memory_size or features, action_size(action_space), 0.01, head_key)
         self.choices, self.is_vector = choices(action_space), action_space.shape != ()
         self.log_std = jnp.full(action_size(action_space), float(initial_log_std)) if self.choices is None else None
-
-    def __call__(self, obs: Observation, action_mask: jax.Array | None = None) -> Distribution:
-        return self.choose(self.torso(obs), action_mask)
 
     def choose(self, features: jax.Array, action_mask: jax.Array | None) -> Distribution:
         """The distribution over actions that features lead to."""
@@ -93,24 +90,23 @@ class Actor(eqx.Module):
 
 
 class Critic(eqx.Module):
-    """One observation to one value."""
+    """One observation, and the actor's features where it reads them, to one value."""
 
     torso: Any  # None where the actor's is shared
     head: eqx.nn.Linear
+    reads_memory: bool = eqx.field(static=True)
 
-    def __init__(
-        self, network: str, observation_space: gymnasium.Space[Any], key: jax.Array, *, memory_size: int | None = None, **shape: Any
-    ):
+    def __init__(self, network: str, observation_space: gymnasium.Space[Any], key: jax.Array, *, memory_size: int = 0, **shape: Any):
         torso_key, head_key = jax.random.split(key)
         self.torso, features = build_torso(network, observation_space, torso_key, **shape)
-        self.head = orthogonal_linear(features + (memory_size or 0), 1, 1.0, head_key)
+        self.head = orthogonal_linear(features + memory_size, 1, 1.0, head_key)
+        self.reads_memory = memory_size > 0
 
-    def __call__(self, obs: Observation, features: jax.Array | None = None) -> jax.Array:
-        """V(s), of the actor's `features` too where it has a memory or the trunk is shared."""
+    def __call__(self, obs: Observation, features: jax.Array) -> jax.Array:
         if self.torso is None:
             return self.head(features)[0]
         own = self.torso(obs)
-        return self.head(own if features is None else jnp.concatenate([own, jax.lax.stop_gradient(features)]))[0]
+        return self.head(jnp.concatenate([own, jax.lax.stop_gradient(features)]) if self.reads_memory else own)[0]
 
 
 class StochasticPolicy(NamedTuple):
@@ -119,19 +115,15 @@ class StochasticPolicy(NamedTuple):
     actor: Actor
     normaliser: Normaliser
 
-    def distribution(self, obs: Observation, action_mask: Array | None = None) -> Distribution:
-        """For raw observations [N, ...], without a memory."""
-        return jax.vmap(self.actor)(normalise(self.normaliser, obs), action_mask)
-
 
 def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> tuple[StochasticPolicy, Critic]:
     """Networks and normaliser before the first step, as `config` has them."""
     actor_key, critic_key = jax.random.split(key)
     shape = {"hidden": config.hidden, "activation": config.activation}
-    size = config.memory_size if config.memory == "gru" else None
+    shape["memory_size"] = config.memory_size if config.memory == "gru" else 0
     spaces = spec.observation_space, spec.action_space
-    actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, memory_size=size, **shape)
-    critic = Critic(config.network, spec.observation_space, critic_key, memory_size=size, **shape)
+    actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **shape)
+    critic = Critic(config.network, spec.observation_space, critic_key, **shape)
     if config.shared_trunk:
         head = orthogonal_linear(actor.head.in_features, 1, 1.0, critic_key)
         critic = eqx.tree_at(lambda critic: (critic.torso, critic.head), critic, (None, head))
@@ -153,62 +145,46 @@ def inputs_of(policy: StochasticPolicy, rollout: Rollout) -> Inputs:
     return Inputs(normalise(policy.normaliser, rollout.obs), rollout.action_mask, rollout.time, carry)
 
 
-def remember(actor: Actor, obs: Observation, carry: jax.Array) -> jax.Array:
-    """The actor's memory [N, M] after the observations [N, ...]."""
-    assert actor.memory is not None
-    return jax.vmap(actor.memory)(jax.vmap(actor.torso)(obs), carry)
+def features_after(actor: Actor, obs: Observation, carry: PyTree) -> jax.Array:
+    """The actor's features [N, F] of observations [N, ...] that follow what it remembers, which they then are."""
+    features = jax.vmap(actor.torso)(obs)
+    return features if actor.memory is None else jax.vmap(actor.memory)(features, carry)
 
 
-def features_of(config: ActorCriticSettings, actor: Actor, inputs: Inputs) -> jax.Array | None:
-    """The actor's features [T, N, F], where critic or memory need them."""
-    if config.memory != "none":
-        torso_features = jax.vmap(jax.vmap(actor.torso))(inputs.obs)
+def features_of(actor: Actor, inputs: Inputs) -> jax.Array:
+    """The actor's features [T, N, F], step by step where it has a memory."""
+    if actor.memory is None:
+        return jax.vmap(jax.vmap(actor.torso))(inputs.obs)
 
-        def step(carry: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            features, time = row
-            carry = jax.vmap(actor.memory)(features, begin_episodes(carry, time))
-            return carry, carry
+    def step(carry: jax.Array, row: tuple[Observation, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        obs, time = row
+        return (features_after(actor, obs, begin_episodes(carry, time)),) * 2
 
-        return jax.lax.scan(step, inputs.carry[0], (torso_features, inputs.time))[1]
-    return jax.vmap(jax.vmap(actor.torso))(inputs.obs) if config.shared_trunk else None
+    return jax.lax.scan(step, inputs.carry[0], (inputs.obs, inputs.time))[1]
 
 
-def distributions_of(config: ActorCriticSettings, actor: Actor, inputs: Inputs) -> Distribution:
+def distributions_of(actor: Actor, inputs: Inputs) -> Distribution:
     """Over the actions at each row [T, N]."""
-    return _choose(actor, inputs, features_of(config, actor, inputs) if config.memory != "none" else None)
+    return jax.vmap(jax.vmap(actor.choose))(features_of(actor, inputs), inputs.action_mask)
 
 
-def distributions_and_values(config: ActorCriticSettings, actor: Actor, critic: Critic, inputs: Inputs) -> tuple[Distribution, jax.Array]:
+def distributions_and_values(actor: Actor, critic: Critic, inputs: Inputs) -> tuple[Distribution, jax.Array]:
     """The distribution over actions and V(s) at each row [T, N]."""
-    features = features_of(config, actor, inputs)
-    return _choose(actor, inputs, features), jax.vmap(jax.vmap(critic))(inputs.obs, features)
+    features = features_of(actor, inputs)
+    return jax.vmap(jax.vmap(actor.choose))(features, inputs.action_mask), jax.vmap(jax.vmap(critic))(inputs.obs, features)
 
 
-def _choose(actor: Actor, inputs: Inputs, features: jax.Array | None) -> Distribution:
-    if features is None:
-        return jax.vmap(jax.vmap(actor))(inputs.obs, inputs.action_mask)
-    return jax.vmap(jax.vmap(actor.choose))(features, inputs.action_mask)
-
-
-def act(
-    config: ActorCriticSettings,
-    acting: StochasticPolicy,
-    obs: Observation,
-    action_mask: jax.Array | None,
-    carry: PyTree,
-    key: jax.Array | None,
-) -> tuple[jax.Array, PyTree]:
+def act(config: Any, acting: StochasticPolicy, obs: Observation, action_mask: Any, carry: PyTree, key: Any) -> tuple[jax.Array, PyTree]:
     """One action for each of N streams, drawn with `key`, or the distribution's mode without one; and what is remembered.
 
     A `carry` of None is an empty memory.
     """
-    if config.memory == "none":
-        distribution = acting.distribution(obs, action_mask)
-    else:
-        carry = jnp.zeros((jax.tree.leaves(obs)[0].shape[0], config.memory_size)) if carry is None else carry
-        carry = remember(acting.actor, normalise(acting.normaliser, obs), carry)
-        distribution = jax.vmap(acting.actor.choose)(carry, action_mask)
-    return (distribution.mode() if key is None else distribution.sample(key)), carry
+    actor, obs = acting.actor, normalise(acting.normaliser, obs)
+    if actor.memory is not None and carry is None:
+        carry = jnp.zeros((jax.tree.leaves(obs)[0].shape[0], actor.memory.hidden_size))
+    features = features_after(actor, obs, carry)
+    distribution = jax.vmap(actor.choose)(features, action_mask)
+    return (distribution.mode() if key is None else distribution.sample(key)), (carry if actor.memory is None else features)
 
 
 def begin_episodes(carry: PyTree, time: Array) -> PyTree:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, inputs, oracle_rollout, table_spec, with_reset_rows
+from batches import PER_ROW, Table, ValueTable, batches_of, experience, inputs, oracle_rollout, table_spec, values_of, with_reset_rows
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
 
@@ -15,7 +15,6 @@ from surefoot.algorithms import a2c
 from surefoot.algorithms.a2c import A2C, Batch, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
-from surefoot.estimates import state_values
 from surefoot.math.returns import gae
 from surefoot.policies import StochasticPolicy
 
@@ -116,7 +115,7 @@ def test_actor_and_critic_have_their_gradients_apart():
     assert np.all(by_policy[1].values == 0)
     assert np.all(by_value[0].logits == 0)
     assert np.any(by_policy[0].logits != 0)
-    errors = np.asarray(params[1].values)[batch.obs] - batch.value_target
+    errors = np.asarray(params[1].values)[batch.inputs.obs] - batch.value_target
     expected = np.bincount(batch.inputs.obs[batch.valid], errors[batch.valid], 5) / 37
     np.testing.assert_allclose(by_value[1].values, expected, rtol=1e-12)
 
@@ -206,7 +205,7 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     after, metrics = update(config, state, rollout)
     flags, values = (
         (rollout.terminated, rollout.truncated),
-        state_values(config, state.acting, state.critic, jax.tree.map(jnp.asarray, rollout)),
+        values_of(state, rollout),
     )
     advantage = gae(rollout.reward / 4.0, *values, *flags, discount=0.9, gae_lambda=0.8)
     old, new = (Categorical.from_logits(one.acting.actor.logits[rollout.obs]) for one in (state, after))

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, inputs, oracle_rollout, table_spec, with_reset_rows
+from batches import (
+    PER_ROW,
+    Table,
+    ValueTable,
+    batches_of,
+    distribution,
+    experience,
+    inputs,
+    oracle_rollout,
+    table_spec,
+    values_of,
+    with_reset_rows,
+)
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
 
@@ -15,9 +27,9 @@ from surefoot.algorithms import ppo
 from surefoot.algorithms.ppo import PPO, Batch, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
-from surefoot.estimates import state_values
 from surefoot.math.returns import gae, time_discount
-from surefoot.policies import StochasticPolicy
+from surefoot.minibatches import clipped_adam
+from surefoot.policies import StochasticPolicy, distributions_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -76,7 +88,7 @@ def minibatch():
     rng = np.random.default_rng(0)
     params = Table(jnp.asarray(rng.normal(size=(5, 3)))), ValueTable(jnp.asarray(rng.normal(size=5)))
     obs, action = rng.integers(5, size=40), rng.integers(3, size=40)
-    new = jax.vmap(params[0])(obs).log_prob(action)
+    new = distribution(StochasticPolicy(params[0], None), obs[None]).log_prob(action[None])[0]
     old_value, advantage, value_target = rng.normal(size=(3, 40))
     rows = Batch(inputs(obs), action, new + rng.normal(size=40), old_value, advantage, value_target, np.arange(40) < 37)
     return params, jax.tree.map(lambda x: x[None], rows)
@@ -113,7 +125,7 @@ def test_loss_by_definition(settings):
     np.testing.assert_allclose(value, loss_by_definition(params, batch, Plain(**settings)), rtol=1e-7)
     if settings and "value_coef" not in settings:
         assert abs(value - loss_by_definition(params, batch, Plain())) > 1e-3
-    ratio = np.exp(jax.vmap(params[0])(batch.obs).log_prob(batch.action) - batch.old_log_prob)[:37]
+    ratio = np.exp(distributions_of(params[0], batch.inputs).log_prob(batch.action) - batch.old_log_prob)[0, :37]
     np.testing.assert_allclose(metrics["clip_fraction"], np.mean(np.abs(ratio - 1) > 0.2), **TOLERANCE)
     np.testing.assert_allclose(metrics["approximate_kl"], np.mean(ratio - 1 - np.log(ratio)), **TOLERANCE)
 
@@ -122,7 +134,7 @@ def test_without_a_bound_on_its_change_the_value_has_a_plain_squared_loss():
     params, batch = minibatch()
 
     def plain(critic):
-        return jnp.mean(0.5 * (jax.vmap(critic)(batch.obs[:37]) - batch.value_target[:37]) ** 2)
+        return jnp.mean(0.5 * (critic.values[batch.inputs.obs[0, :37]] - batch.value_target[0, :37]) ** 2)
 
     value, gradient = jax.value_and_grad(lambda critic: loss((params[0], critic), batch, 0.2, Plain())[1]["value_loss"])(params[1])
     expected, slope = jax.value_and_grad(plain)(params[1])
@@ -151,7 +163,7 @@ def first_state(config, logits=None, values=None, spec=SPEC):
     rng, size = np.random.default_rng(5), spec.observation_space.n
     actor = Table(jnp.asarray(rng.normal(size=(size, spec.action_space.n)) if logits is None else logits))
     critic = ValueTable(jnp.asarray(rng.normal(size=size) if values is None else values))
-    optimiser = ppo.optimiser(config).init(ravel_pytree((actor, critic))[0])
+    optimiser = clipped_adam(config).init(ravel_pytree((actor, critic))[0])
     return ppo.init(config, spec, jax.random.key(0))._replace(acting=StochasticPolicy(actor, None), critic=critic, optimiser=optimiser)
 
 
@@ -223,7 +235,7 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     flags = rollout.terminated, rollout.truncated
     advantage = 4.0 * gae(
         rollout.reward / 4.0,
-        *state_values(config, state.acting, state.critic, jax.tree.map(jnp.asarray, rollout)),
+        *values_of(state, rollout),
         *flags,
         discount=0.9,
         gae_lambda=0.8,

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import (
+    FLOATS,
+    PER_ROW,
+    Table,
+    ValueTable,
+    batches_of,
+    distribution,
+    experience,
+    oracle_rollout,
+    table_spec,
+    values_of,
+    with_reset_rows,
+)
 from gymnasium.spaces import Box
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
@@ -17,7 +29,6 @@ from surefoot.algorithms.vpg_adaptive import VPGAdaptive
 from surefoot.audit import step_audit
 from surefoot.critics import ValueTargets, critic_optimiser, fit_critic
 from surefoot.distributions import Categorical
-from surefoot.estimates import state_values
 from surefoot.math.returns import gae
 from surefoot.normalise import normalise
 from surefoot.policies import StochasticPolicy
@@ -51,7 +62,7 @@ def logits(state):
 
 def advantages(config, state, rollout, scale=1.0):
     """(generalised advantage estimates, values)"""
-    values = state_values(config, state.acting, state.critic, jax.tree.map(jnp.asarray, rollout))
+    values = values_of(state, rollout)
     flags, decays = (rollout.terminated, rollout.truncated), {"discount": config.gamma, "gae_lambda": config.gae_lambda}
     return np.asarray(gae(rollout.reward / scale, *values, *flags, **decays)), np.asarray(values[0])
 
@@ -137,7 +148,7 @@ def test_what_the_statistics_of_observations_move_is_audited_and_steers_nothing(
     state = state._replace(acting=state.acting._replace(actor=actor))
     after, metrics = update(config, state, rollout)
     old, new, with_statistics = (
-        jax.vmap(policy.distribution)(rollout.obs)
+        distribution(policy, rollout.obs)
         for policy in (state.acting, after.acting._replace(normaliser=state.acting.normaliser), after.acting)
     )
     np.testing.assert_allclose(metrics["step_kl"], jnp.mean(old.kl_to(new)), rtol=1e-6)

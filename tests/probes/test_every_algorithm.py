@@ -60,7 +60,7 @@ def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> A
 def test_it_learns_the_value_and_the_action_of_each_probe(name: str, probe: ProbeId, continuous: bool) -> None:
     state, config = learn(name, jnp.int32(probe), continuous, jax.random.key(1)), SETTINGS[name][0]
     expected = expectation(probe, config.gamma, continuous=continuous)
-    value = jax.vmap(state.critic)(normalise(state.acting.normaliser, expected.obs))
+    value = jax.vmap(state.critic, (0, None))(normalise(state.acting.normaliser, expected.obs), None)
     # An exploring policy earns less than the best action where the action matters: the critic is right to lie below.
     tolerance = 0.1 if expected.action is None else 0.2
     np.testing.assert_allclose(value, expected.value, atol=tolerance)

@@ -20,7 +20,7 @@ class Settings:
 class Linear(eqx.Module):
     weight: jax.Array
 
-    def __call__(self, obs, features=None):
+    def __call__(self, obs, features):
         return jnp.dot(self.weight, obs)
 
 

@@ -70,8 +70,9 @@ def test_sequences_are_rows_of_one_stream_one_after_another():
 def test_sequences_must_fit_batch_and_minibatch(num_steps, minibatch_size, name):
     settings = {"num_steps": num_steps, "minibatch_size": minibatch_size, "sequence_length": 9 if num_steps == 9 else 4}
     with pytest.raises(ValueError, match=f"does not divide {name}; choose a divisor of both"):
-        sequence_length(PPO(**settings, memory="gru"))
+        PPO(**settings, memory="gru")
     assert sequence_length(PPO(**settings)) == 1
+    assert sequence_length(PPO(num_steps=6, minibatch_size=12, sequence_length=3, memory="gru")) == 3
 
 
 def test_the_order_follows_from_the_key():

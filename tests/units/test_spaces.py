@@ -82,7 +82,6 @@ def test_observations_that_are_refused(space, message):
         (Box(np.array([0.0, 1.0], np.float32), np.array([1.0, 1.0], np.float32)), "lower bound that is not below its upper bound"),
         (Box(0, 5, (2,), np.int32), "holds integers; declare it MultiDiscrete, or a float Box"),
         (Box(-1.0, 1.0, (0,)), "is empty; a Box needs at least one number"),
-        (MultiBinary((0,)), "is empty; every choice needs at least one action"),
         (Dict(a=Discrete(2)), "is not supported; use Discrete, MultiDiscrete, MultiBinary or a bounded Box"),
     ],
 )

@@ -103,7 +103,7 @@ def init(config: A2C, spec: EnvironmentSpec, key: jax.Array) -> State:
 def loss(params: tuple[Actor, Critic], batch: Batch, config: A2C) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The objectives of Mnih et al. 2016, algorithm S3, the entropy bonus of section 4 among them, to be minimised together."""
     actor, critic = params
-    distribution, value = distributions_and_values(config, actor, critic, batch.inputs)
+    distribution, value = distributions_and_values(actor, critic, batch.inputs)
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     policy_loss = masked_mean(score_function_loss(distribution.log_prob(batch.action), advantage), batch.valid)
     value_loss = masked_mean(squared_value_loss(value, batch.value_target), batch.valid)

@@ -21,7 +21,7 @@ from ..math.divergences import kl_k3
 from ..math.policy_gradient import clipped_surrogate_loss, importance_ratio
 from ..math.reduce import masked_mean, standardise
 from ..math.values import clipped_value_loss
-from ..minibatches import check_minibatch, clipped_adam, descend, gradient_step, scheduled, sequence_length
+from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
 from ..normalise import ReturnScale, start_return_scale
 from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_and_values
 from ..types import EnvironmentSpec, PyTree, Rollout
@@ -75,6 +75,7 @@ class PPO(ActorCriticSettings):
             self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", sequence_length="[1, inf)", max_grad_norm="(0, inf]"
         )
         check_bounds(self, entropy_coef="[0, inf)", value_coef="[0, inf)", clip_value="(0, inf)", target_kl="(0, inf)")
+        check_sequences(self)
 
 
 class State(NamedTuple):
@@ -101,7 +102,6 @@ class Batch(NamedTuple):
 def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    sequence_length(config)  # for its error
     policy, critic = actor_and_critic(config, spec, key)
     return State(
         acting=policy,
@@ -114,7 +114,7 @@ def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
 def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array | float, config: PPO) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Schulman et al. 2017, eq. 9, to be minimised; and what to report of it."""
     actor, critic = params
-    distribution, value = distributions_and_values(config, actor, critic, batch.inputs)
+    distribution, value = distributions_and_values(actor, critic, batch.inputs)
     log_prob = distribution.log_prob(batch.action)
     ratio = importance_ratio(log_prob, batch.old_log_prob)
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage

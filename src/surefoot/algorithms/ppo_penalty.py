@@ -24,7 +24,7 @@ from ..math.divergences import adaptive_kl_coefficient
 from ..math.policy_gradient import importance_ratio, kl_penalised_surrogate_loss
 from ..math.reduce import masked_mean, standardise
 from ..math.values import squared_value_loss
-from ..minibatches import check_minibatch, clipped_adam, descend, gradient_step, scheduled, sequence_length
+from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
 from ..normalise import ReturnScale, start_return_scale
 from ..policies import (
     Actor,
@@ -86,6 +86,7 @@ class PPOPenalty(ActorCriticSettings):
             self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", sequence_length="[1, inf)", learning_rate="(0, inf)"
         )
         check_bounds(self, max_grad_norm="(0, inf]", entropy_coef="[0, inf)", value_coef="[0, inf)")
+        check_sequences(self)
 
 
 class State(NamedTuple):
@@ -112,7 +113,6 @@ class Batch(NamedTuple):
 def init(config: PPOPenalty, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    sequence_length(config)  # for its error
     policy, critic = actor_and_critic(config, spec, key)
     return State(
         acting=policy,
@@ -131,7 +131,7 @@ def divergence(config: PPOPenalty, old: Distribution, new: Distribution) -> jax.
 def loss(params: tuple[Actor, Critic], batch: Batch, beta: jax.Array, config: PPOPenalty) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Minus Schulman et al. 2017, eq. 8, with the critic's loss and the entropy bonus of eq. 9; and what to report of it."""
     actor, critic = params
-    new, value = distributions_and_values(config, actor, critic, batch.inputs)
+    new, value = distributions_and_values(actor, critic, batch.inputs)
     ratio = importance_ratio(new.log_prob(batch.action), batch.old.log_prob(batch.action))
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     penalised = kl_penalised_surrogate_loss(ratio, advantage, divergence(config, batch.old, new), penalty_coef=beta)
@@ -168,7 +168,7 @@ def update(config: PPOPenalty, state: State, rollout: Rollout, frozen: None, key
     actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)
     # Of the step alone: the penalty has no hold on how far the normaliser's update will move the policy.
-    kl = masked_mean(divergence(config, before.old, distributions_of(config, actor, before.inputs)), rollout.valid)
+    kl = masked_mean(divergence(config, before.old, distributions_of(actor, before.inputs)), rollout.valid)
     next_beta = beta
     if config.target_kl is not None:
         next_beta = jnp.clip(adaptive_kl_coefficient(beta, kl, target=config.target_kl), *COEFFICIENT_LIMITS)

@@ -24,7 +24,18 @@ from ..math.reduce import masked_mean
 from ..math.returns import reward_to_go, time_discount, total_return
 from ..minibatches import check_minibatch
 from ..normalise import Moments, ReturnScale, normalise, start_return_scale
-from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_of, inputs_of
+from ..policies import (
+    Actor,
+    ActorCriticSettings,
+    Critic,
+    Inputs,
+    StochasticPolicy,
+    act,
+    actor_and_critic,
+    distributions_of,
+    features_of,
+    inputs_of,
+)
 from ..types import EnvironmentSpec, PyTree, Rollout
 from ..waiting import Rows, empty_window, join, mean_of_others, rows_of
 
@@ -129,7 +140,7 @@ def baselines(config: REINFORCE, mean_credit: jax.Array, rows: Rows, credit: jax
 def loss(config: REINFORCE, policy: StochasticPolicy, rows: Rows, baseline: jax.Array, used: jax.Array) -> jax.Array:
     """Minus the gradient's objective: the mean over episodes of the sum over steps, at the rows `used`."""
     seen = Inputs(normalise(policy.normaliser, rows.obs), rows.action_mask, rows.time, None)
-    log_prob = distributions_of(config, policy.actor, seen).log_prob(rows.action)
+    log_prob = distributions_of(policy.actor, seen).log_prob(rows.action)
     log_prob = jnp.where(used, log_prob, rows.old_log_prob)
     flags, ended = (rows.terminated, rows.truncated), rows.terminated | rows.truncated
     weight = jnp.ones_like(log_prob)
@@ -156,11 +167,12 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
     policy, flags = state.acting, (rollout.terminated, rollout.truncated)
     scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
     reward = jnp.where(rollout.valid, rollout.reward / scale, 0)
-    value, next_value = state_values(config, policy, state.critic, rollout)
+    inputs = inputs_of(policy, rollout)
+    features = features_of(policy.actor, inputs)
+    value, next_value = state_values(policy, state.critic, rollout, features)
     if config.baseline != "value":
         value, next_value = jnp.zeros_like(value), jnp.zeros_like(value)
-    inputs = inputs_of(policy, rollout)
-    old = distributions_of(config, policy.actor, inputs)
+    old = distributions_of(policy.actor, inputs)
     following = jnp.where(rollout.truncated & ~rollout.terminated, config.gamma * next_value, 0)
     arrived = rows_of(rollout, reward + following, old.log_prob(rollout.action), value)
     rows, waiting, used = join(state.waiting, arrived)
@@ -184,10 +196,10 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
     target = reward_to_go(reward, next_value, *flags, discount=config.gamma)
     metrics, critic, fitting = jax.tree.map(lambda x: x[-1], every), state.critic, state.critic_optimiser
     if config.baseline == "value":
-        targets = ValueTargets(inputs.obs, None, target, rollout.valid)
+        targets = ValueTargets(inputs.obs, features, target, rollout.valid)
         critic, fitting, critic_metrics = fit_critic(config, critic, fitting, targets, key)
         metrics |= critic_metrics
-    before = Estimates(inputs, None, old, value, target - value, target, scale)
+    before = Estimates(inputs, features, old, value, target - value, target, scale)
     acting, return_scale, audit = conclude(config, policy._replace(actor=actor), state.return_scale, rollout, before)
     metrics |= audit | {"episodes_used": jnp.sum(used & (rows.terminated | rows.truncated))}
     return State(acting, critic, moments, fitting, return_scale, state.mean_credit.update(credit, used), waiting), metrics

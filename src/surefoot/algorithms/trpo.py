@@ -102,7 +102,7 @@ def policy_step(
     old_log_prob = old.log_prob(rollout.action)
 
     def distribution(parameters: jax.Array, inputs: Inputs) -> Distribution:
-        return distributions_of(config, unravel(parameters), inputs)
+        return distributions_of(unravel(parameters), inputs)
 
     def surrogate(parameters: jax.Array) -> jax.Array:
         ratio = importance_ratio(distribution(parameters, inputs).log_prob(rollout.action), old_log_prob)

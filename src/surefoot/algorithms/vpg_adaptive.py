@@ -96,7 +96,7 @@ def update(config: VPGAdaptive, state: State, rollout: Rollout, frozen: None, ke
     flat, unravel = ravel_pytree(policy.actor)
 
     def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        log_prob = distributions_of(config, unravel(flat), before.inputs).log_prob(rollout.action)
+        log_prob = distributions_of(unravel(flat), before.inputs).log_prob(rollout.action)
         policy_loss = masked_mean(score_function_loss(log_prob, advantage), rollout.valid)
         return policy_loss, {"policy_loss": policy_loss}
 
@@ -104,7 +104,7 @@ def update(config: VPGAdaptive, state: State, rollout: Rollout, frozen: None, ke
     moved = policy._replace(actor=unravel(flat))
 
     # Of the step alone: the step size has no hold on how far the normaliser's update will move the policy.
-    kl = masked_mean(before.old.kl_to(distributions_of(config, moved.actor, before.inputs)), rollout.valid)
+    kl = masked_mean(before.old.kl_to(distributions_of(moved.actor, before.inputs)), rollout.valid)
     learning_rate = jnp.clip(adaptive_step_size(state.learning_rate, kl, target=config.target_kl), *LEARNING_RATE_LIMITS)
 
     targets = ValueTargets(before.inputs.obs, before.features, before.value_target, rollout.valid)

@@ -27,6 +27,10 @@ class Policy:
         self._seed, self._calls = seed, 0
         self._carry, self._carry_leading = None, ()  # what is remembered, and of how many streams
 
+    @cached_property
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._seed)  # made where it is used: a run makes a policy for every report
+
     @property
     def observation_space(self) -> gymnasium.Space[Any]:
         return self.spec.observation_space
