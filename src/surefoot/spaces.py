@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
@@ -100,17 +101,18 @@ def to_environment(space: Space[Any], action: Array) -> Array:
 
     A discrete policy counts from 0; a Box policy's [-1, 1] spans [low, high], and what lies outside is clipped to it.
     """
-    xp = np if isinstance(action, np.ndarray) else jnp
+    is_host = isinstance(action, np.ndarray)
+    xp, dtype = (np, space.dtype) if is_host else (jnp, jax.dtypes.canonicalize_dtype(space.dtype))
     if isinstance(space, Discrete):
         return action if space.start == 0 else action + xp.asarray(space.start, action.dtype)
     if isinstance(space, (MultiDiscrete, MultiBinary)):
         shaped = action.reshape((*action.shape[:-1], *space.shape))
         start = getattr(space, "start", np.zeros(()))
-        return (shaped + xp.asarray(start, action.dtype) if np.any(start) else shaped).astype(space.dtype)
+        return (shaped + xp.asarray(start, action.dtype) if np.any(start) else shaped).astype(dtype)
     unit = (action.reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
     # Clipped here and not before: rounding would take the ends of some intervals a little beyond themselves.
     scaled = xp.minimum(xp.maximum(space.low + unit * (space.high - space.low), space.low), space.high)
-    return scaled.astype(space.dtype)
+    return scaled.astype(dtype)
 
 
 def encoder(space: Space[Any]) -> tuple[Any, ...]:

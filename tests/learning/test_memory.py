@@ -33,7 +33,7 @@ class Recall:
 
 
 COMMON = {"num_steps": 48, "hidden": (32,), "gamma": 1.0, "normalise_reward": False}
-PPO = {"minibatch_size": 96, "sequence_length": 12, "learning_rate": 3e-3, "epochs": 4}
+PPO = {"minibatch_size": 96, "sequence_length": 12, "learning_rate": 1e-3, "epochs": 4, "entropy_coef": 0.01}
 CONFIGS = {
     "ppo": sf.PPO(**COMMON, **PPO, memory="gru"),
     "ppo, shared trunk": sf.PPO(**COMMON, **PPO, memory="gru", shared_trunk=True),

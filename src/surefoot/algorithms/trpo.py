@@ -115,10 +115,10 @@ def policy_step(
     num_steps = len(rollout.time)
     steps = np.linspace(0, num_steps, max(1, round(config.fisher_fraction * num_steps)), endpoint=False, dtype=int)
     was, seen, valid = jax.tree.map(lambda x: x[steps], (old, inputs, rollout.valid))
-    weight = (valid / jnp.sum(valid))[..., None]
+    weight = valid / jnp.sum(valid)
 
     def metric(tangent: Distribution) -> Distribution:
-        return jax.tree.map(lambda x: weight * x, was.fisher_metric(tangent))
+        return jax.tree.map(lambda x: weight.reshape(*weight.shape, *[1] * (x.ndim - 2)) * x, was.fisher_metric(tangent))
 
     fisher = curvature_product(lambda parameters: distribution(parameters, seen), flat, metric)
     loss, gradient = jax.value_and_grad(surrogate)(flat)
