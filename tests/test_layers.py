@@ -13,7 +13,7 @@ LAYERS = [
     {"math"},
     {
         *{"types", "config", "spaces", "distributions", "networks", "policies", "normalise"},
-        *{"minibatches", "critics", "waiting", "audit", "staging"},
+        *{"minibatches", "critics", "estimates", "waiting", "audit", "staging"},
     },
     {"envs", "replay", "collect"},
     {"algorithms"},
@@ -231,7 +231,7 @@ def test_from_environment_step_to_gradient_is_a_short_read():
     assert {"envs.classic", "collect", "policies", "networks", "math.returns", "algorithms.ppo", "training.engine"} <= {
         module.removeprefix("surefoot.") for module in lines
     }
-    assert sum(lines.values()) < 600, report
+    assert sum(lines.values()) < 650, report
 
 
 def test_what_counts_as_code():

@@ -2,7 +2,12 @@
 
 from importlib.metadata import version
 
+from .algorithms.a2c import A2C
 from .algorithms.ppo import PPO
+from .algorithms.ppo_penalty import PPOPenalty
+from .algorithms.reinforce import REINFORCE
+from .algorithms.trpo import TRPO
+from .algorithms.vpg_adaptive import VPGAdaptive
 from .api import Run, iterate, load, resume, train
 from .training.checkpoint import CheckpointError
 from .training.engine import NonFiniteError
@@ -10,4 +15,20 @@ from .training.session import Report
 from .training.signals import Stopped
 
 __version__ = version("surefoot")
-__all__ = ["PPO", "CheckpointError", "NonFiniteError", "Report", "Run", "Stopped", "iterate", "load", "resume", "train"]
+__all__ = [
+    "A2C",
+    "PPO",
+    "REINFORCE",
+    "TRPO",
+    "CheckpointError",
+    "NonFiniteError",
+    "PPOPenalty",
+    "Report",
+    "Run",
+    "Stopped",
+    "VPGAdaptive",
+    "iterate",
+    "load",
+    "resume",
+    "train",
+]

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from .distributions import Distribution
+from .estimates import Estimates
 from .math.policy_gradient import importance_ratio
-from .math.reduce import effective_sample_size, masked_mean
+from .math.reduce import effective_sample_size, explained_variance, masked_mean
 from .math.returns import time_discount
 from .normalise import ReturnScale, update_normaliser
-from .policies import StochasticPolicy
+from .policies import StochasticPolicy, distributions_of, inputs_of
 from .types import Rollout
 
 
@@ -44,18 +45,20 @@ def step_audit(old: Distribution, new: Distribution, rollout: Rollout, advantage
 
 
 def conclude(
-    config: Any, policy: StochasticPolicy, return_scale: ReturnScale | None, rollout: Rollout, old: Distribution, advantage: jax.Array
+    config: Any, policy: StochasticPolicy, return_scale: ReturnScale | None, rollout: Rollout, before: Estimates
 ) -> tuple[StochasticPolicy, ReturnScale | None, dict[str, jax.Array]]:
     """End an iteration: take the batch into the statistics that were frozen during it, and audit the step with them in place.
 
-    `policy` has the new actor and the old normaliser, `old` is the distribution that acted; `advantage` as for `step_audit`.
+    `policy` has the new actor and the old normaliser.
     """
     policy = policy._replace(normaliser=update_normaliser(policy.normaliser, rollout.obs, rollout.valid))
     if return_scale is not None:
         ended = rollout.terminated | rollout.truncated
         return_scale = return_scale.update(rollout.reward, ended, rollout.valid, discount=config.gamma)
-    new = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
-    return policy, return_scale, step_audit(old, new, rollout, advantage, discount=config.gamma)
+    new = distributions_of(policy.actor, inputs_of(policy, rollout))
+    audit = step_audit(before.old, new, rollout, before.advantage * before.scale, discount=config.gamma)
+    audit["explained_variance"] = explained_variance(before.value, before.value_target, rollout.valid)
+    return policy, return_scale, audit
 
 
 def mean_per_episode(x: jax.Array, *, begins: jax.Array) -> tuple[jax.Array, jax.Array]:

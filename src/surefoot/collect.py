@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .policies import begin_episodes, where_rows
 from .spaces import map_leaves, observation_dtype, to_environment, zeros
 from .staging import host_actor
 from .types import Array, DeviceEnvironment, HostEnvironment, Observation, PyTree, Rollout
@@ -24,11 +25,18 @@ class Stream(NamedTuple):
     carry: PyTree = None  # [N, ...] recurrent state
 
 
-def start_stream(environment: DeviceEnvironment, num_envs: int, key: jax.Array, carry: PyTree = None) -> Stream:
-    """Begin an episode in each of N environments."""
+def start_stream(environment: DeviceEnvironment, num_envs: int, key: jax.Array, act: Any = None) -> Stream:
+    """Begin an episode in each of N environments, with an empty memory of the shape that `act` has."""
     keys, reset_keys = split_each(jax.random.split(key, num_envs))
     state, obs = jax.vmap(environment.reset)(reset_keys)
-    return Stream(state, as_observation(environment, obs), jnp.zeros(num_envs, jnp.int32), keys, carry)
+    obs = as_observation(environment, obs)
+    carry = None if act is None else empty(jax.eval_shape(act, obs, None, None, key)[1])
+    return Stream(state, obs, jnp.zeros(num_envs, jnp.int32), keys, carry)
+
+
+def empty(shapes: PyTree) -> PyTree:
+    """Zeros in these shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,16 +87,6 @@ def scan_rollout(
     return stream, Rollout(**rows, last_obs=stream.obs, progress=progress, carry=start)
 
 
-def begin_episodes(carry: PyTree, time: Array) -> PyTree:
-    """Recurrent state [N, ...] to act from: zeros where an episode begins, which is where time [N] is 0."""
-    return jax.tree.map(lambda x: where_rows(time == 0, jnp.zeros_like(x), x), carry)
-
-
-def where_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` [N, ...] in the rows where `mask` [N] is true, `old` elsewhere; PRNG keys too."""
-    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
 class HostCollector:
     """Drives a host environment from Python: one small compiled call for each vector step, rows written into buffers."""
 
@@ -125,8 +123,9 @@ class HostCollector:
         rows, actions = self.rows, []
         began = time.perf_counter()
         if self.actor is None:
-            *_, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, self.carry, self.time)
-            self.carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carry)
+            *_, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, None, self.time)
+            restored = jax.tree.leaves(self.carry)
+            self.carry = jax.tree.unflatten(jax.tree.structure(carry), restored or map(np.asarray, jax.tree.leaves(empty(carry))))
             observed = self.obs, self.action_mask, self.carry, self.time
             self.actor = host_actor(self.act_at, acting, key, observed, self.num_steps)
         self.actor.begin(acting, key)
@@ -169,7 +168,7 @@ class HostCollector:
         if state is None:
             return None
         arrays, info = state
-        own = {"time": self.time, **flat("obs", self.obs)}
+        own = {"time": self.time, **flat("obs", self.obs), **{f"carry.{i}": leaf for i, leaf in enumerate(jax.tree.leaves(self.carry))}}
         if self.action_mask is not None:
             own["action_mask"] = self.action_mask
         own = {name: np.array(array) for name, array in own.items()}  # the next step writes over what these refer to
@@ -184,6 +183,8 @@ class HostCollector:
             buffer[...] = arrays[name]
         if self.action_mask is not None:
             self.action_mask = arrays["action_mask"].copy()
+        kept = [arrays[f"carry.{i}"] for i in range(sum(name.startswith("carry.") for name in arrays))]
+        self.carry = kept if self.actor is None else jax.tree.unflatten(jax.tree.structure(self.carry), kept)  # else shaped by `collect`
 
 
 def write(buffer: Observation, index: int, obs: Observation) -> None:

@@ -15,6 +15,15 @@ from .policies import Critic
 from .types import Observation
 
 
+def refuse_shared_trunk(config: Any) -> None:
+    """Raise a ValueError for a method whose critic is fitted on its own."""
+    if config.shared_trunk:
+        raise ValueError(
+            f"{type(config).__name__} fits its critic apart from the policy's step, and on a shared trunk that would move the policy; "
+            "leave shared_trunk at False, or use ppo or a2c."
+        )
+
+
 def critic_optimiser(config: Any, critic: Critic) -> optax.OptState:
     """The state of `fit_critic`'s Adam before the first step."""
     return optax.adam(config.critic_learning_rate).init(ravel_pytree(critic)[0])
@@ -24,6 +33,7 @@ class ValueTargets(NamedTuple):
     """What a critic is fitted to, [T, N, ...] or a minibatch [B, ...] of it."""
 
     obs: Observation  # normalised
+    features: jax.Array  # the actor's
     value_target: jax.Array
     valid: jax.Array
 
@@ -36,11 +46,11 @@ def fit_critic(
     # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
     flat, unravel = ravel_pytree(critic)
 
-    def gradient_step(
-        carry: tuple[jax.Array, optax.OptState], batch: ValueTargets
-    ) -> tuple[tuple[jax.Array, optax.OptState], dict[str, jax.Array]]:
+    def step(carry: tuple[jax.Array, optax.OptState], batch: ValueTargets) -> tuple[tuple[jax.Array, optax.OptState], dict[str, jax.Array]]:
         def loss(flat: jax.Array) -> jax.Array:
-            return masked_mean(squared_value_loss(jax.vmap(unravel(flat))(batch.obs), batch.value_target), batch.valid)
+            return masked_mean(
+                squared_value_loss(jax.vmap(jax.vmap(unravel(flat)))(batch.obs, batch.features), batch.value_target), batch.valid
+            )
 
         flat, optimiser = carry
         value_loss, gradient = jax.value_and_grad(loss)(flat)
@@ -48,6 +58,6 @@ def fit_critic(
         return (flat + change, optimiser), {"value_loss": value_loss}
 
     (flat, optimiser), metrics = descend(
-        gradient_step, (flat, optimiser), targets, key, epochs=config.critic_epochs, minibatch_size=config.minibatch_size
+        step, (flat, optimiser), targets, key, epochs=config.critic_epochs, minibatch_size=config.minibatch_size
     )
     return unravel(flat), optimiser, {"value_loss": metrics["value_loss"]}

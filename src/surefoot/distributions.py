@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,45 @@ class Categorical(NamedTuple):
         return Categorical(jnp.exp(self.log_probs) * tangent.log_probs)
 
 
+class MultiCategorical(NamedTuple):
+    """K independent choices, the i-th among n_i actions; the action is a vector of K numbers."""
+
+    each: Categorical  # log_probs [..., K, max n]: what fills up the shorter choices has probability 0
+
+    @classmethod
+    def from_logits(cls, logits: jax.Array, choices: Sequence[int], action_mask: jax.Array | None = None) -> MultiCategorical:
+        """Normalise logits [..., sum n], choice after choice; an action whose mask [..., sum n] is false has probability 0."""
+        if action_mask is not None:
+            logits = jnp.where(action_mask, logits, MASKED_LOGIT)
+        rows, begin = [], 0
+        for n in choices:
+            filling = jnp.full((*logits.shape[:-1], max(choices) - n), MASKED_LOGIT, logits.dtype)
+            rows.append(jnp.concatenate([logits[..., begin : begin + n], filling], axis=-1))
+            begin += n
+        return cls(Categorical.from_logits(jnp.stack(rows, axis=-2)))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.each.sample(key)
+
+    def mode(self) -> jax.Array:
+        return self.each.mode()
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        check_same_shape(action=action, choices=self.each.log_probs[..., 0])
+        return jnp.sum(self.each.log_prob(action), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        return jnp.sum(self.each.entropy(), axis=-1)
+
+    def kl_to(self, other: MultiCategorical) -> jax.Array:
+        """KL(self || other)."""
+        return jnp.sum(self.each.kl_to(other.each), axis=-1)
+
+    def fisher_metric(self, tangent: MultiCategorical) -> MultiCategorical:
+        """The Fisher information times a tangent, choice by choice."""
+        return MultiCategorical(self.each.fisher_metric(tangent.each))
+
+
 class DiagonalGaussian(NamedTuple):
     """A vector of independent normals."""
 
@@ -78,4 +118,4 @@ class DiagonalGaussian(NamedTuple):
         return DiagonalGaussian(jnp.exp(-2 * self.log_std) * tangent.mean, 2 * tangent.log_std)
 
 
-Distribution = Categorical | DiagonalGaussian
+Distribution = Categorical | MultiCategorical | DiagonalGaussian

@@ -1,4 +1,4 @@
-"""Epochs of minibatches over a batch of transitions, inside one compiled program."""
+"""Gradient steps inside one compiled program: one on a batch, or epochs of minibatches over it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from .types import PyTree
 
 Metrics = dict[str, jax.Array]
+Loss = Callable[[jax.Array], tuple[jax.Array, Metrics]]
 
 
 def check_minibatch(config: Any, num_envs: int) -> None:
@@ -21,6 +23,43 @@ def check_minibatch(config: Any, num_envs: int) -> None:
             f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {num_envs} environments "
             f"= {batch} transitions; choose a divisor, or change num_steps or the number of environments."
         )
+
+
+def check_sequences(config: Any) -> None:
+    """Raise a ValueError where a memory is learned from sequences that divide neither batch nor minibatch."""
+    for name in ("num_steps", "minibatch_size"):
+        if config.memory != "none" and getattr(config, name) % config.sequence_length:
+            raise ValueError(
+                f"A policy with a memory learns from sequences, and sequence_length={config.sequence_length} does not divide "
+                f"{name}={getattr(config, name)}; choose a divisor of both num_steps and minibatch_size."
+            )
+
+
+def sequence_length(config: Any) -> int:
+    """Steps in a row that minibatches are made of."""
+    return 1 if config.memory == "none" else int(config.sequence_length)
+
+
+def scheduled(value: float, schedule: str, progress: jax.Array) -> jax.Array | float:
+    """A setting as it stands after the fraction `progress` of the run: as it was, or falling linearly to 0."""
+    return value * (1.0 - progress) if schedule == "linear" else value
+
+
+def clipped_adam(config: Any) -> optax.GradientTransformation:
+    """Adam on gradients of a norm of at most `config.max_grad_norm`; `gradient_step` applies the step size, which may have a schedule."""
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+
+def gradient_step(
+    loss: Loss, parameters: jax.Array, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: Any
+) -> tuple[tuple[jax.Array, optax.OptState], Metrics]:
+    """(parameters and moments after one step down the loss, its metrics with the norm of the gradient).
+
+    The parameters are one vector: a step is then one small loop, and not one for each layer.
+    """
+    gradient, metrics = jax.grad(loss, has_aux=True)(parameters)
+    direction, moments = optimiser.update(gradient, moments)
+    return (parameters - learning_rate * direction, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
 
 def shuffled(key: jax.Array, size: int) -> jax.Array:
@@ -36,28 +75,39 @@ def shuffled(key: jax.Array, size: int) -> jax.Array:
 
 
 def descend(
-    gradient_step: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]],
+    step: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]],
     carry: PyTree,
     transitions: PyTree,
     key: jax.Array,
     *,
     epochs: int,
     minibatch_size: int,
+    length: int = 1,
     go_on: Callable[[Metrics], jax.Array | bool] = lambda metrics: True,
 ) -> tuple[PyTree, Metrics]:
-    """Pass `carry` through `gradient_step(carry, minibatch)` for every minibatch of every epoch.
+    """Pass `carry` through `step(carry, minibatch)` for every minibatch of every epoch.
 
-    Each epoch shuffles the transitions [T, N, ...] anew. `go_on`, given an epoch's mean metrics, can end the epochs early.
-    The last epoch's mean metrics come back with the number of `epochs` taken.
+    The transitions [T, N, ...] are divided into sequences of `length` steps, which each epoch shuffles anew; a minibatch
+    [length, B, ...] holds `minibatch_size` transitions. `go_on`, given an epoch's mean metrics, can end the epochs early. The
+    last epoch's mean metrics come back with the number of `epochs` taken.
     """
-    flat = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), transitions)
-    size = jax.tree.leaves(flat)[0].shape[0]
+
+    def sequences(x: jax.Array) -> jax.Array:
+        """[T, N, ...] -> [T N / length, length, ...]"""
+        num_steps, num_envs, *shape = x.shape
+        return x.reshape(num_steps // length, length, num_envs, *shape).swapaxes(1, 2).reshape(-1, length, *shape)
+
+    divided = jax.tree.map(sequences, transitions)
+    size = jax.tree.leaves(divided)[0].shape[0]
+
+    def minibatches(x: jax.Array, order: jax.Array) -> jax.Array:
+        """[number of minibatches, length, B, ...]"""
+        return x[order].reshape(-1, minibatch_size // length, length, *x.shape[2:]).swapaxes(1, 2)
 
     def epoch(state: tuple[PyTree, Metrics, jax.Array]) -> tuple[PyTree, Metrics, jax.Array]:
         carry, _, index = state
         order = shuffled(jax.random.fold_in(key, index), size)
-        minibatches = jax.tree.map(lambda x: x[order].reshape(-1, minibatch_size, *x.shape[1:]), flat)
-        carry, metrics = jax.lax.scan(gradient_step, carry, minibatches)
+        carry, metrics = jax.lax.scan(step, carry, jax.tree.map(lambda x: minibatches(x, order), divided))
         return carry, jax.tree.map(jnp.mean, metrics), index + 1
 
     def unfinished(state: tuple[PyTree, Metrics, jax.Array]) -> jax.Array:

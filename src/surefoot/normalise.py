@@ -103,3 +103,8 @@ class ReturnScale(NamedTuple):
 
         running, returns = jax.lax.scan(step, self.running_return, (reward, ended))
         return ReturnScale(self.moments.update(returns, valid), running)
+
+
+def start_return_scale(config: Any, num_envs: int) -> ReturnScale | None:
+    """Before the first reward; None where `config` leaves rewards as they are."""
+    return ReturnScale.start(num_envs) if config.normalise_reward else None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
@@ -20,9 +21,9 @@ def validate(observation_space: Space[Any], action_space: Space[Any]) -> None:
     map_leaves(_validate_observation, observation_space)
     if encoded_size(encoder(observation_space)) < 1:
         raise ValueError(f"The observation space {observation_space} is empty; a policy needs at least one number to see.")
-    if isinstance(action_space, Discrete):
-        if action_space.n < 1:
-            raise ValueError(f"The action space {action_space} is empty; a Discrete space needs n >= 1.")
+    if isinstance(action_space, (Discrete, MultiDiscrete, MultiBinary)):
+        if min(choices(action_space) or (), default=0) < 1:
+            raise ValueError(f"The action space {action_space} is empty; every choice needs at least one action.")
     elif isinstance(action_space, Box):
         if not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(
@@ -40,7 +41,7 @@ def validate(observation_space: Space[Any], action_space: Space[Any]) -> None:
         if (action_space.low >= action_space.high).any():
             raise ValueError(f"The action space {action_space} has a lower bound that is not below its upper bound; mend low and high.")
     else:
-        raise ValueError(f"The action space {action_space} is not supported; use Discrete or a bounded Box.")
+        raise ValueError(f"The action space {action_space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a bounded Box.")
 
 
 def _validate_observation(space: Space[Any]) -> None:
@@ -72,23 +73,46 @@ def zeros(space: Space[Any], *leading: int) -> Observation:
     return map_leaves(lambda leaf: np.zeros((*leading, *leaf.shape), observation_dtype(leaf)), space)
 
 
+def choices(space: Space[Any]) -> tuple[int, ...] | None:
+    """Among how many actions each part of a discrete action is chosen; None for a Box."""
+    if isinstance(space, Discrete):
+        return (int(space.n),)
+    if isinstance(space, MultiDiscrete):
+        return tuple(int(n) for n in space.nvec.flat)
+    return (2,) * int(np.prod(space.shape)) if isinstance(space, MultiBinary) else None
+
+
 def action_size(space: Space[Any]) -> int:
-    """How many numbers a policy puts out for one action: logits of a Discrete space, means of a Box."""
-    return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape))
+    """How many numbers a policy puts out for one action: a logit for every choice that can be made, or the means of a Box."""
+    sizes = choices(space)
+    return int(np.prod(space.shape)) if sizes is None else sum(sizes)
+
+
+def zero_actions(space: Space[Any], *leading: int) -> Array:
+    """Actions in the policy's units, all 0: [...] for a Discrete space, [..., A] otherwise."""
+    sizes = choices(space)
+    if isinstance(space, Discrete):
+        return jnp.zeros(leading, jnp.int32)
+    return jnp.zeros((*leading, action_size(space))) if sizes is None else jnp.zeros((*leading, len(sizes)), jnp.int32)
 
 
 def to_environment(space: Space[Any], action: Array) -> Array:
     """Actions in the policy's units [..., A] or [...] as the space has them; NumPy in, NumPy out.
 
-    A Discrete policy counts from 0; a Box policy's [-1, 1] spans [low, high], and what lies outside is clipped to it.
+    A discrete policy counts from 0; a Box policy's [-1, 1] spans [low, high], and what lies outside is clipped to it.
     """
-    xp = np if isinstance(action, np.ndarray) else jnp
+    is_host = isinstance(action, np.ndarray)
+    xp, dtype = (np, space.dtype) if is_host else (jnp, jax.dtypes.canonicalize_dtype(space.dtype))
     if isinstance(space, Discrete):
         return action if space.start == 0 else action + xp.asarray(space.start, action.dtype)
+    if isinstance(space, (MultiDiscrete, MultiBinary)):
+        shaped = action.reshape((*action.shape[:-1], *space.shape))
+        start = getattr(space, "start", np.zeros(()))
+        return (shaped + xp.asarray(start, action.dtype) if np.any(start) else shaped).astype(dtype)
     unit = (action.reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
     # Clipped here and not before: rounding would take the ends of some intervals a little beyond themselves.
     scaled = xp.minimum(xp.maximum(space.low + unit * (space.high - space.low), space.low), space.high)
-    return scaled.astype(space.dtype)
+    return scaled.astype(dtype)
 
 
 def encoder(space: Space[Any]) -> tuple[Any, ...]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 
-from .spaces import action_size, zeros
+from .spaces import action_size, zero_actions, zeros
 from .types import EnvironmentSpec, Observation, Rollout
 
 
@@ -29,12 +28,11 @@ class Rows(NamedTuple):
 
 def empty_window(spec: EnvironmentSpec, length: int) -> Rows:
     """`length` rows [length, N, ...] before the first batch, none of them valid."""
-    shape, size = (length, spec.num_envs), action_size(spec.action_space)
-    discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
+    shape = length, spec.num_envs
     return Rows(
         obs=jax.tree.map(jnp.asarray, zeros(spec.observation_space, *shape)),
-        action=jnp.zeros(shape, jnp.int32) if discrete else jnp.zeros((*shape, size)),
-        action_mask=jnp.zeros((*shape, size), bool) if spec.has_action_mask else None,
+        action=zero_actions(spec.action_space, *shape),
+        action_mask=jnp.zeros((*shape, action_size(spec.action_space)), bool) if spec.has_action_mask else None,
         reward=jnp.zeros(shape),
         old_log_prob=jnp.zeros(shape),
         value=jnp.zeros(shape),

@@ -2,10 +2,14 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from surefoot.distributions import Categorical
+from surefoot.estimates import state_values
+from surefoot.normalise import normalise
+from surefoot.policies import Inputs, distributions_of, features_of, inputs_of
 from surefoot.types import EnvironmentSpec, Rollout
 
 FLOATS = Box(-np.inf, np.inf, (3,), np.float32)
@@ -15,9 +19,13 @@ class Table(eqx.Module):
     """An actor: logits [S, A] by state. An observation is the number time * S + state."""
 
     logits: jax.Array
+    memory: None = None
 
-    def __call__(self, obs, action_mask=None):
-        return Categorical.from_logits(self.logits[obs % len(self.logits)], action_mask)
+    def torso(self, obs):
+        return self.logits[obs % len(self.logits)]
+
+    def choose(self, features, action_mask):
+        return Categorical.from_logits(features, action_mask)
 
 
 class ValueTable(eqx.Module):
@@ -25,8 +33,24 @@ class ValueTable(eqx.Module):
 
     values: jax.Array
 
-    def __call__(self, obs):
+    def __call__(self, obs, features):
         return self.values[obs]
+
+
+def inputs(obs, action_mask=None):
+    """What a policy without a memory is given of rows [T, N]."""
+    return Inputs(obs, action_mask, np.zeros(np.shape(obs)[:2], np.int32), None)
+
+
+def distribution(policy, obs):
+    """Over the actions at raw observations [T, N, ...]."""
+    return distributions_of(policy.actor, inputs(normalise(policy.normaliser, obs)))
+
+
+def values_of(state, rollout):
+    """(V of each row, V of its successor) by the critic of a learner without a memory."""
+    rollout = jax.tree.map(jnp.asarray, rollout)
+    return state_values(state.acting, state.critic, rollout, features_of(state.acting.actor, inputs_of(state.acting, rollout)))
 
 
 def table_spec(num_observations, num_actions, num_envs):

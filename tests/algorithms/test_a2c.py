@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import PER_ROW, Table, ValueTable, batches_of, experience, inputs, oracle_rollout, table_spec, values_of, with_reset_rows
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
 
@@ -16,7 +16,7 @@ from surefoot.algorithms.a2c import A2C, Batch, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
 from surefoot.math.returns import gae
-from surefoot.policies import StochasticPolicy, state_values
+from surefoot.policies import StochasticPolicy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -79,7 +79,7 @@ def batch_of_rows():
     advantage, value_target = rng.normal(size=(2, 10, 4))
     valid = np.ones((10, 4), bool)
     valid[7:, 1] = False
-    return params, Batch(obs, action, mask, advantage, value_target, valid)
+    return params, Batch(inputs(obs, mask), action, advantage, value_target, valid)
 
 
 def loss_by_definition(params, batch, config):
@@ -87,11 +87,11 @@ def loss_by_definition(params, batch, config):
     if config.normalise_advantage:
         advantage = (advantage - advantage[batch.valid].mean()) / advantage[batch.valid].std()
     for row in zip(*np.nonzero(batch.valid), strict=True):
-        allowed = batch.action_mask[row]
-        probs = np.exp(np.asarray(params[0].logits[batch.obs[row]])) * allowed
+        allowed = batch.inputs.action_mask[row]
+        probs = np.exp(np.asarray(params[0].logits[batch.inputs.obs[row]])) * allowed
         probs /= probs.sum()
         total["policy"] -= advantage[row] * np.log(probs[batch.action[row]])
-        total["value"] += (params[1].values[batch.obs[row]] - batch.value_target[row]) ** 2 / 2
+        total["value"] += (params[1].values[batch.inputs.obs[row]] - batch.value_target[row]) ** 2 / 2
         total["entropy"] -= sum(probs[i] * np.log(probs[i]) for i in range(3) if allowed[i])
     return (total["policy"] + config.value_coef * total["value"] - config.entropy_coef * total["entropy"]) / 37
 
@@ -115,8 +115,8 @@ def test_actor_and_critic_have_their_gradients_apart():
     assert np.all(by_policy[1].values == 0)
     assert np.all(by_value[0].logits == 0)
     assert np.any(by_policy[0].logits != 0)
-    errors = np.asarray(params[1].values)[batch.obs] - batch.value_target
-    expected = np.bincount(batch.obs[batch.valid], errors[batch.valid], 5) / 37
+    errors = np.asarray(params[1].values)[batch.inputs.obs] - batch.value_target
+    expected = np.bincount(batch.inputs.obs[batch.valid], errors[batch.valid], 5) / 37
     np.testing.assert_allclose(by_value[1].values, expected, rtol=1e-12)
 
 
@@ -203,7 +203,10 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     scale = state.return_scale
     state = state._replace(return_scale=scale._replace(moments=scale.moments._replace(variance=jnp.asarray(16.0))))
     after, metrics = update(config, state, rollout)
-    flags, values = (rollout.terminated, rollout.truncated), state_values(state.critic, None, jax.tree.map(jnp.asarray, rollout))
+    flags, values = (
+        (rollout.terminated, rollout.truncated),
+        values_of(state, rollout),
+    )
     advantage = gae(rollout.reward / 4.0, *values, *flags, discount=0.9, gae_lambda=0.8)
     old, new = (Categorical.from_logits(one.acting.actor.logits[rollout.obs]) for one in (state, after))
     for name, value in step_audit(old, new, rollout, 4.0 * advantage, discount=0.9).items():

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import (
+    PER_ROW,
+    Table,
+    ValueTable,
+    batches_of,
+    distribution,
+    experience,
+    inputs,
+    oracle_rollout,
+    table_spec,
+    values_of,
+    with_reset_rows,
+)
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
 
@@ -16,7 +28,8 @@ from surefoot.algorithms.ppo import PPO, Batch, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
 from surefoot.math.returns import gae, time_discount
-from surefoot.policies import StochasticPolicy, state_values
+from surefoot.minibatches import clipped_adam
+from surefoot.policies import StochasticPolicy, distributions_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -35,10 +48,11 @@ def test_gradient_at_the_old_policy_is_the_policy_gradient():
     log_prob = oracle.log_prob(theta, BATCH)
     advantage = time_discount(BATCH.time, discount=MDP.discount) * oracle.row_advantages(MDP, theta, BATCH)
     zeros = np.zeros(BATCH.time.shape)
-    every = Batch(oracle_rollout(MDP, BATCH).obs, BATCH.action, None, log_prob, zeros, advantage, zeros, BATCH.valid)
+    every = Batch(inputs(oracle_rollout(MDP, BATCH).obs), BATCH.action, log_prob, zeros, advantage, zeros, BATCH.valid)
     critic = ValueTable(jnp.zeros(4 * 3))
 
     def ascent(batch):  # the loss is a mean over rows
+        batch = jax.tree.map(lambda x: x[:, None], batch)
         return -jnp.sum(batch.valid) * jax.grad(lambda theta: loss((Table(theta), critic), batch, 0.2, Plain())[0])(theta).ravel()
 
     estimates = oracle.compiled(jax.vmap(ascent, in_axes=1), jax.tree.map(jnp.asarray, every))
@@ -74,28 +88,31 @@ def minibatch():
     rng = np.random.default_rng(0)
     params = Table(jnp.asarray(rng.normal(size=(5, 3)))), ValueTable(jnp.asarray(rng.normal(size=5)))
     obs, action = rng.integers(5, size=40), rng.integers(3, size=40)
-    new = jax.vmap(params[0])(obs).log_prob(action)
+    new = distribution(StochasticPolicy(params[0], None), obs[None]).log_prob(action[None])[0]
     old_value, advantage, value_target = rng.normal(size=(3, 40))
-    return params, Batch(obs, action, None, new + rng.normal(size=40), old_value, advantage, value_target, np.arange(40) < 37)
+    rows = Batch(inputs(obs), action, new + rng.normal(size=40), old_value, advantage, value_target, np.arange(40) < 37)
+    return params, jax.tree.map(lambda x: x[None], rows)
 
 
 def loss_by_definition(params, batch, config, clip=0.2):
     log_probs, values = np.asarray(jax.nn.log_softmax(params[0].logits)), np.asarray(params[1].values)
+    batch = jax.tree.map(lambda x: x[0], batch)
+    obs = batch.inputs.obs
     advantage, sums = batch.advantage[:37], {"policy": 0.0, "value": 0.0, "entropy": 0.0}
     if config.normalise_advantage:
         advantage = (advantage - advantage.mean()) / advantage.std()
     for row, a in enumerate(advantage):
-        ratio = np.exp(log_probs[batch.obs[row], batch.action[row]] - batch.old_log_prob[row])
+        ratio = np.exp(log_probs[obs[row], batch.action[row]] - batch.old_log_prob[row])
         objective = min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a)
         if config.dual_clip is not None and a < 0:
             objective = max(objective, config.dual_clip * a)
-        value, old, target = values[batch.obs[row]], batch.old_value[row], batch.value_target[row]
+        value, old, target = values[obs[row]], batch.old_value[row], batch.value_target[row]
         error = (value - target) ** 2
         if config.clip_value is not None:
             error = max(error, (old + np.clip(value - old, -config.clip_value, config.clip_value) - target) ** 2)
         sums["policy"] -= objective
         sums["value"] += error / 2
-        sums["entropy"] -= np.sum(np.exp(log_probs[batch.obs[row]]) * log_probs[batch.obs[row]])
+        sums["entropy"] -= np.sum(np.exp(log_probs[obs[row]]) * log_probs[obs[row]])
     return (sums["policy"] + config.value_coef * sums["value"] - config.entropy_coef * sums["entropy"]) / 37
 
 
@@ -108,7 +125,7 @@ def test_loss_by_definition(settings):
     np.testing.assert_allclose(value, loss_by_definition(params, batch, Plain(**settings)), rtol=1e-7)
     if settings and "value_coef" not in settings:
         assert abs(value - loss_by_definition(params, batch, Plain())) > 1e-3
-    ratio = np.exp(jax.vmap(params[0])(batch.obs).log_prob(batch.action) - batch.old_log_prob)[:37]
+    ratio = np.exp(distributions_of(params[0], batch.inputs).log_prob(batch.action) - batch.old_log_prob)[0, :37]
     np.testing.assert_allclose(metrics["clip_fraction"], np.mean(np.abs(ratio - 1) > 0.2), **TOLERANCE)
     np.testing.assert_allclose(metrics["approximate_kl"], np.mean(ratio - 1 - np.log(ratio)), **TOLERANCE)
 
@@ -117,7 +134,7 @@ def test_without_a_bound_on_its_change_the_value_has_a_plain_squared_loss():
     params, batch = minibatch()
 
     def plain(critic):
-        return jnp.mean(0.5 * (jax.vmap(critic)(batch.obs[:37]) - batch.value_target[:37]) ** 2)
+        return jnp.mean(0.5 * (critic.values[batch.inputs.obs[0, :37]] - batch.value_target[0, :37]) ** 2)
 
     value, gradient = jax.value_and_grad(lambda critic: loss((params[0], critic), batch, 0.2, Plain())[1]["value_loss"])(params[1])
     expected, slope = jax.value_and_grad(plain)(params[1])
@@ -146,7 +163,7 @@ def first_state(config, logits=None, values=None, spec=SPEC):
     rng, size = np.random.default_rng(5), spec.observation_space.n
     actor = Table(jnp.asarray(rng.normal(size=(size, spec.action_space.n)) if logits is None else logits))
     critic = ValueTable(jnp.asarray(rng.normal(size=size) if values is None else values))
-    optimiser = ppo.optimiser(config).init(ravel_pytree((actor, critic))[0])
+    optimiser = clipped_adam(config).init(ravel_pytree((actor, critic))[0])
     return ppo.init(config, spec, jax.random.key(0))._replace(acting=StochasticPolicy(actor, None), critic=critic, optimiser=optimiser)
 
 
@@ -217,7 +234,11 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     after, metrics = update(config, state, rollout)
     flags = rollout.terminated, rollout.truncated
     advantage = 4.0 * gae(
-        rollout.reward / 4.0, *state_values(state.critic, None, jax.tree.map(jnp.asarray, rollout)), *flags, discount=0.9, gae_lambda=0.8
+        rollout.reward / 4.0,
+        *values_of(state, rollout),
+        *flags,
+        discount=0.9,
+        gae_lambda=0.8,
     )
     old, new = (Categorical(jax.nn.log_softmax(one.acting.actor.logits)[rollout.obs]) for one in (state, after))
     audit = step_audit(old, new, rollout, advantage, discount=0.9)

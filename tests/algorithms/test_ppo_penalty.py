@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import (
+    FLOATS,
+    PER_ROW,
+    Table,
+    ValueTable,
+    batches_of,
+    distribution,
+    experience,
+    inputs,
+    oracle_rollout,
+    table_spec,
+    values_of,
+    with_reset_rows,
+)
 from gymnasium.spaces import Discrete
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
@@ -17,7 +30,8 @@ from surefoot.algorithms.ppo_penalty import Batch, PPOPenalty, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
 from surefoot.math.returns import gae, time_discount
-from surefoot.policies import StochasticPolicy, state_values
+from surefoot.minibatches import clipped_adam
+from surefoot.policies import StochasticPolicy
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -39,9 +53,10 @@ def expected_ascent(config, beta, theta, behaviour):
     advantage = time_discount(BATCH.time, discount=MDP.discount) * oracle.row_advantages(MDP, behaviour, BATCH)
     old = Categorical(oracle.log_policy(behaviour)[BATCH.state])
     zeros = np.zeros(BATCH.time.shape)
-    every = Batch(oracle_rollout(MDP, BATCH).obs, BATCH.action, None, old, advantage, zeros, BATCH.valid)
+    every = Batch(inputs(oracle_rollout(MDP, BATCH).obs), BATCH.action, old, advantage, zeros, BATCH.valid)
 
     def ascent(batch):  # the loss is a mean over rows
+        batch = jax.tree.map(lambda x: x[:, None], batch)
         gradient = jax.grad(lambda theta: loss((Table(theta), critic), batch, beta, config)[0])(theta)
         return -jnp.sum(batch.valid) * gradient.ravel()
 
@@ -102,22 +117,24 @@ def minibatch():
     mask = mask | (np.arange(3) != 1)
     old = Categorical.from_logits(jnp.asarray(rng.normal(size=(40, 3))), mask)
     advantage, value_target = rng.normal(size=(2, 40))
-    return params, Batch(obs, action, mask, old, advantage, value_target, np.arange(40) < 37)
+    rows = Batch(inputs(obs, mask), action, old, advantage, value_target, np.arange(40) < 37)
+    return params, jax.tree.map(lambda x: x[None], rows)
 
 
 def loss_by_definition(params, batch, config, beta):
+    batch = jax.tree.map(lambda x: x[0], batch)
     advantage, total = batch.advantage[:37], 0.0
     if config.normalise_advantage:
         advantage = (advantage - advantage.mean()) / advantage.std()
     for row, a in enumerate(advantage):
-        allowed = batch.action_mask[row]
-        new = np.exp(np.asarray(params[0].logits[batch.obs[row]])) * allowed
+        allowed = batch.inputs.action_mask[row]
+        new = np.exp(np.asarray(params[0].logits[batch.inputs.obs[row]])) * allowed
         new /= new.sum()
         old = np.exp(np.asarray(batch.old.log_probs[row]))
         p, q = (old, new) if config.kl_direction == "old||new" else (new, old)
         kl = sum(p[i] * np.log(p[i] / q[i]) for i in range(3) if allowed[i])
         entropy = -sum(new[i] * np.log(new[i]) for i in range(3) if allowed[i])
-        error = params[1].values[batch.obs[row]] - batch.value_target[row]
+        error = params[1].values[batch.inputs.obs[row]] - batch.value_target[row]
         total += -new[batch.action[row]] / old[batch.action[row]] * a + beta * kl
         total += config.value_coef * error**2 / 2 - config.entropy_coef * entropy
     return total / 37
@@ -145,8 +162,8 @@ def test_actor_and_critic_have_their_gradients_apart():
     assert np.all(by_policy[1].values == 0)
     assert np.all(by_value[0].logits == 0)
     assert np.any(by_policy[0].logits != 0)
-    errors = np.asarray(params[1].values)[batch.obs[:37]] - batch.value_target[:37]
-    np.testing.assert_allclose(by_value[1].values, np.bincount(batch.obs[:37], errors, 5) / 37, rtol=1e-12)
+    errors = np.asarray(params[1].values)[batch.inputs.obs[0, :37]] - batch.value_target[0, :37]
+    np.testing.assert_allclose(by_value[1].values, np.bincount(batch.inputs.obs[0, :37], errors, 5) / 37, rtol=1e-12)
 
 
 # Whole updates, on batches of 8 rows of 2 environments
@@ -160,7 +177,7 @@ def first_state(config, logits=None, values=None, spec=SPEC):
     rng, size = np.random.default_rng(5), spec.observation_space.n
     actor = Table(jnp.asarray(rng.normal(size=(size, spec.action_space.n)) if logits is None else logits))
     critic = ValueTable(jnp.asarray(rng.normal(size=size) if values is None else values))
-    optimiser = ppo_penalty.optimiser(config).init(ravel_pytree((actor, critic))[0])
+    optimiser = clipped_adam(config).init(ravel_pytree((actor, critic))[0])
     start = ppo_penalty.init(config, spec, jax.random.key(0))
     return start._replace(acting=StochasticPolicy(actor, None), critic=critic, optimiser=optimiser)
 
@@ -176,11 +193,10 @@ def test_every_epoch_is_held_to_the_policy_that_acted(direction):
     state, rollout = first_state(config), jax.tree.map(jnp.asarray, experience(SPEC, (5, 3)))
     after, _ = update(config, state, rollout)
 
-    values = state_values(state.critic, None, rollout)
+    values = values_of(state, rollout)
     advantage = gae(rollout.reward, *values, rollout.terminated, rollout.truncated, discount=0.99, gae_lambda=0.95)
-    old = jax.vmap(state.acting.distribution)(rollout.obs)
-    batch = Batch(rollout.obs, rollout.action, None, old, advantage, advantage + values[0], rollout.valid)
-    batch = jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), batch)
+    old = distribution(state.acting, rollout.obs)
+    batch = Batch(inputs(rollout.obs), rollout.action, old, advantage, advantage + values[0], rollout.valid)
     at, unravel = ravel_pytree((state.acting.actor, state.critic))
     first, second = np.zeros(at.shape), np.zeros(at.shape)
     for index in (1, 2, 3):
@@ -241,7 +257,7 @@ def test_what_the_statistics_of_observations_move_is_audited_and_not_penalised()
     state = state._replace(acting=state.acting._replace(actor=actor))
     after, metrics = update(config, state, rollout)
     old, new, with_statistics = (
-        jax.vmap(policy.distribution)(rollout.obs)
+        distribution(policy, rollout.obs)
         for policy in (state.acting, after.acting._replace(normaliser=state.acting.normaliser), after.acting)
     )
     np.testing.assert_allclose(metrics["penalised_kl"], jnp.mean(old.kl_to(new)), rtol=1e-6)
@@ -288,7 +304,10 @@ def test_the_audit_is_of_the_whole_step_in_units_of_reward():
     scale = state.return_scale
     state = state._replace(return_scale=scale._replace(moments=scale.moments._replace(variance=jnp.asarray(16.0))))
     after, metrics = update(config, state, rollout)
-    flags, values = (rollout.terminated, rollout.truncated), state_values(state.critic, None, jax.tree.map(jnp.asarray, rollout))
+    flags, values = (
+        (rollout.terminated, rollout.truncated),
+        values_of(state, rollout),
+    )
     advantage = gae(rollout.reward / 4.0, *values, *flags, discount=0.9, gae_lambda=0.8)
     old, new = (Categorical(jax.nn.log_softmax(one.acting.actor.logits)[rollout.obs]) for one in (state, after))
     audit = step_audit(old, new, rollout, 4.0 * advantage, discount=0.9)

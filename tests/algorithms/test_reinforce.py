@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, part, table_spec, with_reset_rows
+from batches import PER_ROW, Table, ValueTable, batches_of, distribution, experience, oracle_rollout, part, table_spec, with_reset_rows
 from oracle import TOLERANCE
 
 from surefoot.algorithms import reinforce
@@ -345,7 +345,7 @@ def test_each_further_epoch_weighs_by_how_far_the_policy_has_moved():
 
     table, values = state.acting.actor, np.asarray(state.critic.values)
     following = np.where(rollout.truncated, MDP.discount * values[rollout.final_obs], 0.0)
-    old_log_prob = jax.vmap(state.acting.distribution)(rollout.obs).log_prob(rollout.action)
+    old_log_prob = distribution(state.acting, rollout.obs).log_prob(rollout.action)
     rows = rows_of(rollout, rollout.reward + following, old_log_prob, jnp.asarray(values[rollout.obs]))
     moments = state.optimiser
     for _ in range(3):

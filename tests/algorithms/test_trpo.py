@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import FLOATS, batches_of, experience, with_reset_rows
+from batches import FLOATS, batches_of, distribution, experience, values_of, with_reset_rows
 from gymnasium.spaces import Box, Discrete
 from jax.flatten_util import ravel_pytree
 
@@ -16,7 +16,7 @@ from surefoot.audit import step_audit
 from surefoot.critics import ValueTargets, fit_critic
 from surefoot.math.returns import gae
 from surefoot.normalise import Moments, normalise
-from surefoot.policies import state_values
+from surefoot.policies import inputs_of
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -26,7 +26,12 @@ SMALL_STEP = 1e-4
 Small = partial(TRPO, max_kl=SMALL_STEP, hidden=(4,), num_steps=24, minibatch_size=16, critic_epochs=2)
 SINGULAR = Small(cg_damping=0.0, cg_iterations=200, fisher_fraction=0.01)
 
-step = jax.jit(policy_step, static_argnums=0)
+
+@partial(jax.jit, static_argnums=0)
+def step(config, policy, rollout, old, advantage):
+    return policy_step(config, policy, rollout, inputs_of(policy, rollout), old, advantage)
+
+
 update = jax.jit(lambda config, state, rollout: trpo.update(config, state, rollout, None, jax.random.key(0)), static_argnums=0)
 KINDS = pytest.mark.parametrize("kind", ACTIONS)
 
@@ -49,13 +54,13 @@ def situation(kind, seed=7):
     """(policy, rollout, the distribution that acted, advantage)."""
     rollout = experience(spec_for(kind), (3, 1, 5, 2, 4, 9))
     policy = first_state(Small(), kind).acting
-    old = jax.vmap(policy.distribution)(rollout.obs)
+    old = distribution(policy, rollout.obs)
     return policy, rollout, old, jnp.asarray(np.random.default_rng(seed).normal(size=rollout.time.shape))
 
 
 def kl_between(policy, other, rollout, direction="old||new"):
     """Mean KL over the batch between two policies, each with its own normaliser."""
-    p, q = (jax.vmap(one.distribution)(rollout.obs) for one in (policy, other))
+    p, q = (distribution(one, rollout.obs) for one in (policy, other))
     return float(jnp.mean(p.kl_to(q) if direction == "old||new" else q.kl_to(p)))
 
 
@@ -69,17 +74,17 @@ def dense(kind):
     policy, rollout, old, advantage = situation(kind)
     at, unravel = ravel_pytree(policy.actor)
 
-    def distribution(parameters):
-        return jax.vmap(policy._replace(actor=unravel(parameters)).distribution)(rollout.obs)
+    def at_parameters(parameters):
+        return distribution(policy._replace(actor=unravel(parameters)), rollout.obs)
 
-    score = jax.jit(jax.jacobian(lambda parameters: distribution(parameters).log_prob(rollout.action)))(at)
+    score = jax.jit(jax.jacobian(lambda parameters: at_parameters(parameters).log_prob(rollout.action)))(at)
     gradient = jnp.mean(advantage[..., None] * score, axis=(0, 1))
     if kind == "discrete":
-        scores = jax.jit(jax.jacobian(lambda parameters: distribution(parameters).log_probs))(at)
+        scores = jax.jit(jax.jacobian(lambda parameters: at_parameters(parameters).log_probs))(at)
         fisher = jnp.einsum("tna,tnad,tnae->tde", jnp.exp(old.log_probs), scores, scores)
     else:  # of a normal distribution: of its mean, 1 / variance; of its log standard deviation, 2
-        of_mean = jax.jit(jax.jacobian(lambda parameters: distribution(parameters).mean))(at)
-        of_spread = jax.jit(jax.jacobian(lambda parameters: distribution(parameters).log_std))(at)
+        of_mean = jax.jit(jax.jacobian(lambda parameters: at_parameters(parameters).mean))(at)
+        of_spread = jax.jit(jax.jacobian(lambda parameters: at_parameters(parameters).log_std))(at)
         fisher = jnp.einsum("tna,tnad,tnae->tde", jnp.exp(-2 * old.log_std), of_mean, of_mean)
         fisher += 2 * jnp.einsum("tnad,tnae->tde", of_spread, of_spread)
     return np.asarray(gradient), np.asarray(fisher) / rollout.time.shape[1]
@@ -149,7 +154,7 @@ def test_the_line_search_takes_the_longest_step_that_improves_within_the_bound(k
 
     def conditions(scale):
         candidate = policy._replace(actor=unravel(at + scale * full))
-        new = jax.vmap(candidate.distribution)(rollout.obs)
+        new = distribution(candidate, rollout.obs)
         surrogate = jnp.mean(jnp.exp(new.log_prob(rollout.action) - old.log_prob(rollout.action)) * advantage)
         return {"surrogate": bool(surrogate > jnp.mean(advantage)), "divergence": kl_between(policy, candidate, rollout) <= 10.0}
 
@@ -198,13 +203,13 @@ def test_an_update_is_the_step_on_generalised_advantages_then_the_critic_then_th
     state = state._replace(return_scale=state.return_scale._replace(moments=moments))
     after, metrics = update(config, state, rollout)
 
-    value, next_value = state_values(state.critic, state.acting.normaliser, rollout)
+    value, next_value = values_of(state, rollout)
     flags = rollout.terminated, rollout.truncated
     advantage = gae(rollout.reward / 4, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    old, new = (jax.vmap(one.acting.distribution)(rollout.obs) for one in (state, after))
+    old, new = (distribution(one.acting, rollout.obs) for one in (state, after))
     moved, _ = step(config, state.acting, rollout, old, (advantage - jnp.mean(advantage)) / jnp.std(advantage))
     np.testing.assert_allclose(flat(after.acting), flat(moved), rtol=1e-4, atol=1e-6)
-    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), advantage + value, rollout.valid)
+    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), None, advantage + value, rollout.valid)
     fit = jax.jit(partial(fit_critic, config))
     critic, _, fitting = fit(state.critic, state.critic_optimiser, targets, jax.random.key(0))
     np.testing.assert_allclose(ravel_pytree(after.critic)[0], ravel_pytree(critic)[0], rtol=1e-6)

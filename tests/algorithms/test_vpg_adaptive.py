@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, table_spec, with_reset_rows
+from batches import (
+    FLOATS,
+    PER_ROW,
+    Table,
+    ValueTable,
+    batches_of,
+    distribution,
+    experience,
+    oracle_rollout,
+    table_spec,
+    values_of,
+    with_reset_rows,
+)
 from gymnasium.spaces import Box
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
@@ -19,7 +31,7 @@ from surefoot.critics import ValueTargets, critic_optimiser, fit_critic
 from surefoot.distributions import Categorical
 from surefoot.math.returns import gae
 from surefoot.normalise import normalise
-from surefoot.policies import StochasticPolicy, state_values
+from surefoot.policies import StochasticPolicy
 from surefoot.types import EnvironmentSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -50,7 +62,7 @@ def logits(state):
 
 def advantages(config, state, rollout, scale=1.0):
     """(generalised advantage estimates, values)"""
-    values = state_values(state.critic, state.acting.normaliser, jax.tree.map(jnp.asarray, rollout))
+    values = values_of(state, rollout)
     flags, decays = (rollout.terminated, rollout.truncated), {"discount": config.gamma, "gae_lambda": config.gae_lambda}
     return np.asarray(gae(rollout.reward / scale, *values, *flags, **decays)), np.asarray(values[0])
 
@@ -136,7 +148,7 @@ def test_what_the_statistics_of_observations_move_is_audited_and_steers_nothing(
     state = state._replace(acting=state.acting._replace(actor=actor))
     after, metrics = update(config, state, rollout)
     old, new, with_statistics = (
-        jax.vmap(policy.distribution)(rollout.obs)
+        distribution(policy, rollout.obs)
         for policy in (state.acting, after.acting._replace(normaliser=state.acting.normaliser), after.acting)
     )
     np.testing.assert_allclose(metrics["step_kl"], jnp.mean(old.kl_to(new)), rtol=1e-6)
@@ -150,7 +162,7 @@ def test_the_critic_is_fitted_to_the_estimated_returns_after_the_step():
     state, rollout = vpg_adaptive.init(config, spec, jax.random.key(0)), jax.tree.map(jnp.asarray, experience(spec, (5, 3)))
     after, metrics = update(config, state, rollout)
     advantage, value = advantages(config, state, rollout)
-    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), jnp.asarray(advantage + value), rollout.valid)
+    targets = ValueTargets(normalise(state.acting.normaliser, rollout.obs), None, jnp.asarray(advantage + value), rollout.valid)
     critic, _, fitting = jax.jit(partial(fit_critic, config))(state.critic, state.critic_optimiser, targets, jax.random.key(0))
     np.testing.assert_allclose(ravel_pytree(after.critic)[0], ravel_pytree(critic)[0], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(metrics["value_loss"], fitting["value_loss"], rtol=1e-6)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.spaces import MultiBinary, MultiDiscrete
 
 from surefoot.algorithms import ALGORITHMS, named
 from surefoot.algorithms.a2c import A2C
@@ -38,8 +39,12 @@ NUM_ENVS = 16
 
 @partial(jax.jit, static_argnums=(0, 2))
 def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> Any:
+    return learn_in(name, Probe(probe_id, continuous), key)
+
+
+def learn_in(name: str, environment: Any, key: jax.Array) -> Any:
+    """The learner after the iterations that SETTINGS has."""
     algorithm, (config, iterations) = named(name), SETTINGS[name]
-    environment = Probe(probe_id, continuous)
     spec = EnvironmentSpec(environment.name, environment.observation_space, environment.action_space, NUM_ENVS)
     state, stream = algorithm.init(config, spec, key), start_stream(environment, NUM_ENVS, key)
 
@@ -60,10 +65,38 @@ def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> A
 def test_it_learns_the_value_and_the_action_of_each_probe(name: str, probe: ProbeId, continuous: bool) -> None:
     state, config = learn(name, jnp.int32(probe), continuous, jax.random.key(1)), SETTINGS[name][0]
     expected = expectation(probe, config.gamma, continuous=continuous)
-    value = jax.vmap(state.critic)(normalise(state.acting.normaliser, expected.obs))
+    value = jax.vmap(state.critic, (0, None))(normalise(state.acting.normaliser, expected.obs), None)
     # An exploring policy earns less than the best action where the action matters: the critic is right to lie below.
     tolerance = 0.1 if expected.action is None else 0.2
     np.testing.assert_allclose(value, expected.value, atol=tolerance)
     if expected.action is not None:
         action, _ = named(name).act(config, state.acting, jnp.asarray(expected.obs), None, None, None)
         np.testing.assert_allclose(action, expected.action, atol=0.15 if continuous else 0)
+
+
+class Locks:
+    """Episodes of one step: the observation names the one right choice in each part of the action, and each is worth 1."""
+
+    name = "Locks"
+    observation_space = MultiDiscrete([3, 2, 2])
+    max_episode_steps = 10
+
+    def __init__(self, action_space: MultiDiscrete | MultiBinary):
+        self.action_space = action_space
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        right = jax.random.randint(key, (3,), 0, jnp.asarray([3, 2, 2]))
+        return right, right
+
+    def step(self, right: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        size = action.size
+        return right, right, jnp.sum(action.ravel() == right[-size:]).astype(jnp.float32), jnp.bool_(True)
+
+
+@pytest.mark.parametrize("space", [MultiDiscrete([3, 2, 2]), MultiBinary((2, 1))], ids=["choices", "bits"])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_it_learns_every_part_of_a_vector_of_choices(name: str, space: MultiDiscrete | MultiBinary) -> None:
+    state = jax.jit(partial(learn_in, name, Locks(space)))(jax.random.key(1))
+    right = np.array(list(np.ndindex(3, 2, 2)), np.int32)
+    action, _ = named(name).act(SETTINGS[name][0], state.acting, jnp.asarray(right), None, None, None)
+    np.testing.assert_array_equal(action, right[:, -action.shape[1] :])

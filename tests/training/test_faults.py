@@ -81,7 +81,7 @@ def test_episodes_of_one_step_that_terminate_and_are_truncated_have_no_future(tm
     rows = [report.metrics for report in session.reports(checkpoint_seconds=60.0)]
     assert rows[0]["episodes"] == BATCH
     assert rows[-1]["episode_length"] == rows[-1]["episode_return"] == 1.0
-    value = jax.vmap(session.engine.learner.critic)(np.zeros((1, 3), np.float32))
+    value = jax.vmap(session.engine.learner.critic, (0, None))(np.zeros((1, 3), np.float32), None)
     np.testing.assert_allclose(value, 1.0, atol=0.1)
 
 

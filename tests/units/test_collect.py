@@ -61,7 +61,7 @@ def scan(act, stream, num_steps, key):
 
 
 def start(seed=0, carry=None):
-    return jax.jit(lambda key, carry: start_stream(ENVIRONMENT, NUM_ENVS, key, carry))(jax.random.key(seed), carry)
+    return jax.jit(lambda key: start_stream(ENVIRONMENT, NUM_ENVS, key))(jax.random.key(seed))._replace(carry=carry)
 
 
 def assert_equal(one, other):
@@ -300,6 +300,27 @@ def test_collecting_goes_on_from_a_state():
         return rollout._replace(final_obs=final_obs, final_action_mask=rollout.final_action_mask[ended])
 
     assert_equal(comparable(jax.tree.map(np.array, got)), comparable(expected))
+
+
+def test_recurrent_state_goes_on_from_a_state():
+    """It is there before the first batch is collected, and after."""
+
+    def collector():
+        return HostCollector(Tape(), lambda acting, obs, *others: act_as_carry_says(obs["inner"], *others), 4, seed=0)
+
+    first, key = collector(), jax.random.key(0)
+    first.collect(None, 0.0, key)
+    state = first.get_state()
+    expected = first.collect(None, 0.0, key)
+    fresh, used = collector(), collector()
+    used.collect(None, 0.0, key)
+    used.collect(None, 0.0, key)
+    assert expected.carry.any()
+    for other in (fresh, used):
+        other.set_state(*state)
+        got = other.collect(None, 0.0, key)
+        np.testing.assert_array_equal(got.carry, expected.carry)
+        np.testing.assert_array_equal(got.action, expected.action)
 
 
 def act_at_random(acting, obs, action_mask, carry, key):

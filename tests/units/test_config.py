@@ -204,8 +204,20 @@ def test_a_setting_without_documentation_or_reader_is_found():
     assert read_by_shared_functions("from ..minibatches import descend") == set()
 
 
+SHARED = {
+    "normalise_observation": True,
+    "normalise_reward": True,
+    "network": "mlp",
+    "hidden": (64, 64),
+    "activation": "tanh",
+    "shared_trunk": False,
+    "memory": "none",
+    "memory_size": 64,
+    "initial_log_std": 0.0,
+}
 FLAGS = {
-    "ppo": {
+    "ppo": SHARED
+    | {
         "gamma": 0.99,
         "gae_lambda": 0.95,
         "clip": 0.2,
@@ -214,6 +226,7 @@ FLAGS = {
         "num_steps": 256,
         "epochs": 10,
         "minibatch_size": 64,
+        "sequence_length": 16,
         "learning_rate": 3e-4,
         "learning_rate_schedule": "constant",
         "max_grad_norm": 0.5,
@@ -222,14 +235,9 @@ FLAGS = {
         "clip_value": None,
         "target_kl": None,
         "normalise_advantage": True,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
-    "ppo-penalty": {
+    "ppo-penalty": SHARED
+    | {
         "gamma": 0.99,
         "gae_lambda": 0.95,
         "kl_penalty_coef": 1.0,
@@ -238,20 +246,16 @@ FLAGS = {
         "num_steps": 256,
         "epochs": 10,
         "minibatch_size": 64,
+        "sequence_length": 16,
         "learning_rate": 3e-4,
         "learning_rate_schedule": "constant",
         "max_grad_norm": 0.5,
         "entropy_coef": 0.0,
         "value_coef": 0.5,
         "normalise_advantage": True,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
-    "trpo": {
+    "trpo": SHARED
+    | {
         "gamma": 0.99,
         "gae_lambda": 0.95,
         "max_kl": 0.01,
@@ -265,14 +269,9 @@ FLAGS = {
         "critic_epochs": 10,
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
-    "a2c": {
+    "a2c": SHARED
+    | {
         "gamma": 0.99,
         "gae_lambda": 1.0,
         "num_steps": 5,
@@ -283,14 +282,9 @@ FLAGS = {
         "entropy_coef": 0.01,
         "value_coef": 0.5,
         "normalise_advantage": False,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
-    "vpg-adaptive": {
+    "vpg-adaptive": SHARED
+    | {
         "gamma": 0.99,
         "gae_lambda": 0.95,
         "target_kl": 2e-3,
@@ -300,14 +294,9 @@ FLAGS = {
         "critic_epochs": 10,
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
-    "reinforce": {
+    "reinforce": SHARED
+    | {
         "gamma": 0.99,
         "credit": "reward_to_go",
         "discounting": "reward_to_go",
@@ -323,12 +312,6 @@ FLAGS = {
         "critic_epochs": 10,
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
-        "normalise_observation": True,
-        "normalise_reward": True,
-        "network": "mlp",
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "initial_log_std": 0.0,
     },
 }
 
@@ -349,6 +332,8 @@ def test_flags_and_defaults_are_frozen(name):
         ("num_steps", (1,), (0, -1)),
         ("epochs", (1,), (0,)),
         ("minibatch_size", (1,), (0,)),
+        ("sequence_length", (1,), (0,)),
+        ("memory_size", (1,), (0,)),
         ("learning_rate", (1e-9,), (0.0, -1e-3)),
         ("max_grad_norm", (0.5, math.inf), (0.0,)),
         ("entropy_coef", (0.0, 1.0), (-0.01,)),
@@ -363,6 +348,19 @@ def test_bounds_of_ppo(name, inside, outside):
     for value in outside:
         with pytest.raises(ValueError, match=rf"^PPO\.{name} must lie in"):
             PPO(**{name: value})
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "trpo"])
+def test_a_shared_trunk_is_refused_where_the_critic_is_fitted_apart(algorithm):
+    with pytest.raises(ValueError, match=r"fits its critic apart from the policy's step.*leave shared_trunk at False, or use ppo or a2c"):
+        ALGORITHMS[algorithm].config(shared_trunk=True)
+
+
+def test_memories_are_refused_where_rows_would_miss_them():
+    with pytest.raises(ValueError, match=r"reinforce keeps rows of unfinished episodes .* use a2c or ppo with a memory"):
+        ALGORITHMS["reinforce"].config(memory="gru")
+    with pytest.raises(ValueError, match="fisher_fraction leaves out steps, and a memory needs them all"):
+        ALGORITHMS["trpo"].config(memory="gru", fisher_fraction=0.5)
 
 
 # Presets.

@@ -20,7 +20,7 @@ class Settings:
 class Linear(eqx.Module):
     weight: jax.Array
 
-    def __call__(self, obs):
+    def __call__(self, obs, features):
         return jnp.dot(self.weight, obs)
 
 
@@ -29,7 +29,7 @@ def targets(noise=0.0):
     rng = np.random.default_rng(0)
     obs, valid = rng.normal(size=(4, 3, 2)), np.arange(12).reshape(4, 3) >= 4
     value_target = np.where(valid, obs @ [1.0, -2.0] + noise * rng.normal(size=(4, 3)), 1e6)
-    return ValueTargets(jnp.asarray(obs), jnp.asarray(value_target), jnp.asarray(valid))
+    return ValueTargets(jnp.asarray(obs), None, jnp.asarray(value_target), jnp.asarray(valid))
 
 
 def fit(settings, batch, critic=None, seed=0):

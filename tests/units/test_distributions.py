@@ -1,12 +1,14 @@
 """Distributions against their definitions: sums over all actions, integrals by quadrature, and scipy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from surefoot.distributions import Categorical, DiagonalGaussian
+from surefoot.distributions import Categorical, DiagonalGaussian, MultiCategorical
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 NUM_DRAWS = 40_000
@@ -95,6 +97,65 @@ def test_masked_actions_are_never_sampled_however_likely_they_were():
     assert set(np.unique(samples).tolist()) == {1, 2}
 
 
+# MultiCategorical
+
+CHOICES = (3, 2, 4)
+JOINT = list(itertools.product(*map(range, CHOICES)))
+
+
+def multi(seed, mask=None):
+    logits = jnp.asarray(random_logits(seed, (2, 3, sum(CHOICES))))
+    return MultiCategorical.from_logits(logits, CHOICES, None if mask is None else jnp.broadcast_to(mask, logits.shape))
+
+
+def joint_probabilities(seed, mask=None):
+    """[2, 3, 24] of every vector of choices."""
+    weights = np.exp(random_logits(seed, (2, 3, sum(CHOICES)))) * (1 if mask is None else mask)
+    parts = [part / part.sum(-1, keepdims=True) for part in np.split(weights, np.cumsum(CHOICES)[:-1], axis=-1)]
+    return np.stack([np.prod([part[..., i] for part, i in zip(parts, action, strict=True)], axis=0) for action in JOINT], axis=-1)
+
+
+@pytest.mark.parametrize("mask", [None, np.array([1, 0, 1, 0, 1, 1, 1, 0, 1], bool)], ids=["all", "masked"])
+def test_independent_choices_against_sums_over_all_vectors_of_them(x64, mask):
+    p, q = (joint_probabilities(seed, mask) for seed in (0, 1))
+    one, other = multi(0, mask), multi(1, mask)
+    log_p, log_q = (np.log(np.where(x > 0, x, 1.0)) for x in (p, q))
+    for index, action in enumerate(JOINT):
+        if p[0, 0, index] > 0:
+            np.testing.assert_allclose(one.log_prob(jnp.broadcast_to(jnp.asarray(action), (2, 3, 3))), log_p[..., index], **EXACT)
+    np.testing.assert_allclose(one.entropy(), -(p * log_p).sum(-1), **EXACT)
+    np.testing.assert_allclose(one.kl_to(other), (p * (log_p - log_q)).sum(-1), **EXACT)
+    np.testing.assert_array_equal(one.mode(), np.array(JOINT)[p.argmax(-1)])
+    # The Fisher information times a direction of the logits, as the second derivative of the divergence.
+    direction = jnp.asarray(random_logits(2, (sum(CHOICES),)))
+    at = jnp.asarray(random_logits(0, (sum(CHOICES),)))
+
+    def distribution(step):
+        return MultiCategorical.from_logits(at + step * direction, CHOICES, mask)
+
+    here, tangent = jax.jvp(distribution, (0.0,), (1.0,))
+    curvature = jnp.vdot(tangent.each.log_probs, here.fisher_metric(tangent).each.log_probs)
+    np.testing.assert_allclose(curvature, jax.grad(jax.grad(lambda step: here.kl_to(distribution(step))))(0.0), **EXACT)
+
+
+def test_independent_choices_are_drawn_with_their_probabilities_and_within_their_own_sizes():
+    logits = jnp.tile(random_logits(3, (sum(CHOICES),)), (NUM_DRAWS, 1))
+    mask = jnp.tile(jnp.arange(sum(CHOICES)) != 1, (NUM_DRAWS, 1))
+    samples = MultiCategorical.from_logits(logits, CHOICES, mask).sample(jax.random.key(0))
+    assert samples.shape == (NUM_DRAWS, 3)
+    weights = np.exp(np.asarray(logits[0])) * np.asarray(mask[0])
+    for choice, part in enumerate(np.split(weights, np.cumsum(CHOICES)[:-1])):
+        p = part / part.sum()
+        frequency = np.bincount(samples[:, choice], minlength=len(p)) / NUM_DRAWS
+        assert frequency.shape == p.shape
+        assert (np.abs(frequency - p) <= 4 * np.sqrt(p * (1 - p) / NUM_DRAWS)).all()
+
+
+def test_independent_choices_refuse_actions_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"action \(3,\), choices \(5, 3\)"):
+        MultiCategorical.from_logits(jnp.zeros((5, 9)), CHOICES).log_prob(jnp.zeros(3, int))
+
+
 # DiagonalGaussian
 
 
@@ -149,16 +210,19 @@ def test_gaussian_refuses_actions_that_would_broadcast():
         DiagonalGaussian(jnp.zeros((3, 1)), jnp.zeros(1)).log_prob(jnp.zeros(3))
 
 
-# Both
+# All of them
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("kind", ["categorical", "masked", "gaussian"])
+@pytest.mark.parametrize("kind", ["categorical", "masked", "multi", "gaussian"])
 def test_the_dtype_is_kept_and_there_is_one_number_for_each_action(x64, kind, dtype):
     if kind == "gaussian":
         distribution = random_gaussian(0, dtype)
         actions = distribution.sample(jax.random.key(0))
         assert actions.dtype == dtype
+    elif kind == "multi":
+        distribution = MultiCategorical.from_logits(jnp.asarray(random_logits(0, (2, 3, 9)), dtype), CHOICES)
+        actions = distribution.sample(jax.random.key(0))
     else:
         mask = jnp.ones((2, 3, 4), bool) if kind == "masked" else None
         distribution = Categorical.from_logits(jnp.asarray(random_logits(0), dtype), mask)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from surefoot.minibatches import check_minibatch, descend, shuffled
+from surefoot.algorithms.ppo import PPO
+from surefoot.minibatches import check_minibatch, descend, sequence_length, shuffled
 
 NUM_STEPS, NUM_ENVS = 6, 4
 SIZE = NUM_STEPS * NUM_ENVS
@@ -18,7 +19,8 @@ def record(*, epochs, minibatch_size, seed=0, limit=None):
 
     def step(carry, minibatch):
         seen, count = carry
-        assert minibatch["pair"].shape == (minibatch_size, 2)
+        assert minibatch["pair"].shape == (1, minibatch_size, 2)
+        minibatch = jax.tree.map(lambda x: x[0], minibatch)
         seen = seen.at[count].set(minibatch["index"] + 1000 * (minibatch["pair"][:, 0] != 2 * minibatch["index"]))
         return (seen, count + 1), {"step": count.astype(float), "first": minibatch["index"][0]}
 
@@ -39,6 +41,38 @@ def test_every_epoch_sees_every_transition_once_and_whole_in_a_new_order(minibat
     np.testing.assert_array_equal(np.sort(epochs, axis=-1), np.broadcast_to(np.arange(SIZE), (3, SIZE)))
     assert len({tuple(order) for order in [*epochs, np.arange(SIZE)]}) == 4
     assert metrics["epochs"] == 3
+
+
+def test_sequences_are_rows_of_one_stream_one_after_another():
+
+    def step(carry, minibatch):
+        count, _ = carry
+        assert minibatch["pair"].shape == (3, 4, 2)
+        return (count + 1, minibatch["index"]), {"none": jnp.zeros(())}
+
+    @jax.jit
+    def last_minibatch(key, transitions):
+        start = jnp.zeros((), int), jnp.zeros((3, 4), int)
+        return descend(step, start, transitions, key, epochs=1, minibatch_size=12, length=3)[0]
+
+    beginnings = set()
+    for seed in range(4):
+        count, index = last_minibatch(jax.random.key(seed), TRANSITIONS)
+        assert count == 2
+        for sequence in np.asarray(index).T:
+            assert np.diff(sequence).tolist() == [NUM_ENVS, NUM_ENVS]
+            assert sequence[0] // NUM_ENVS in (0, 3)
+        beginnings.add(tuple(sorted(index[0].tolist())))
+    assert len(beginnings) > 1
+
+
+@pytest.mark.parametrize(("num_steps", "minibatch_size", "name"), [(9, 6, "minibatch_size=6"), (6, 12, "num_steps=6")])
+def test_sequences_must_fit_batch_and_minibatch(num_steps, minibatch_size, name):
+    settings = {"num_steps": num_steps, "minibatch_size": minibatch_size, "sequence_length": 9 if num_steps == 9 else 4}
+    with pytest.raises(ValueError, match=f"does not divide {name}; choose a divisor of both"):
+        PPO(**settings, memory="gru")
+    assert sequence_length(PPO(**settings)) == 1
+    assert sequence_length(PPO(num_steps=6, minibatch_size=12, sequence_length=3, memory="gru")) == 3
 
 
 def test_the_order_follows_from_the_key():

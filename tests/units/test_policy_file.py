@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from surefoot import PPO, CheckpointError, load, networks
 from surefoot.algorithms import ppo
-from surefoot.normalise import update_normaliser
+from surefoot.normalise import normalise, update_normaliser
 from surefoot.training.checkpoint import read_file, save_file
 from surefoot.training.policy import Policy, describe
 from surefoot.types import EnvironmentSpec
@@ -24,6 +24,7 @@ SPACES = {
         Dict(speed=Box(-9.0, 9.0, ()), image=Box(0, 255, (2, 2), np.uint8), inner=Dict(place=Discrete(3, start=1))),
         Discrete(3),
     ),
+    "vector": (Box(-9.0, 9.0, (3,)), MultiDiscrete([[2, 3], [4, 1]], start=[[0, -1], [5, 2]])),
 }
 
 
@@ -69,7 +70,8 @@ def test_actions_for_one_observation_and_for_a_batch(kind):
 
 def test_the_deterministic_action_is_the_most_likely():
     policy, obs = policy_for("box"), observations("box", 16)
-    log_probs = policy.acting.distribution(obs.astype(np.float32)).log_probs
+    actor, seen = policy.acting.actor, normalise(policy.acting.normaliser, obs.astype(np.float32))
+    log_probs = jax.vmap(lambda row: actor.choose(actor.torso(row), None).log_probs)(seen)
     np.testing.assert_array_equal(policy.act(obs), np.argmax(log_probs, axis=-1) + 2)
 
 
@@ -148,12 +150,50 @@ def test_observations_that_do_not_fit_are_refused(kind, obs, message):
         ("dictionary", (2,), np.ones(3), r"An action mask of shape \(2, 3\) was expected; got shape \(3,\)"),
         ("dictionary", (2,), np.ones((3, 3)), r"An action mask of shape \(2, 3\) was expected; got shape \(3, 3\)"),
         ("dictionary", (2,), np.array([[1, 1, 1], [0, 0, 0]]), "There is no legal action"),
-        ("continuous", (), np.ones(2), "An action mask is for Discrete actions"),
+        ("continuous", (), np.ones(2), "An action mask is for discrete actions"),
+        ("vector", (), np.array([1, 1, 0, 0, 0, 1, 1, 1, 1, 1]), "There is no legal action"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(kind, leading, mask, message):
     with pytest.raises(ValueError, match=message):
         policy_for(kind).act(observations(kind, *leading), action_mask=mask)
+
+
+# Memory
+
+
+def test_a_policy_with_a_memory_remembers_until_it_is_reset():
+    config = PPO(hidden=(8,), num_steps=4, minibatch_size=4, sequence_length=2, memory="gru", memory_size=6)
+    spec = EnvironmentSpec("test", *SPACES["box"], num_envs=2)
+    acting = jax.jit(functools.partial(ppo.init, config, spec))(jax.random.key(0)).acting
+    policy = Policy(config, spec, jax.tree.map(lambda x: x + 0.5 * jax.random.normal(jax.random.key(1), x.shape), acting))
+    obs = observations("box", 40, 16)
+
+    def play():
+        return [policy.act(row) for row in obs]
+
+    first, going_on = play(), play()
+    assert np.any(first[0] != going_on[0])
+    policy.reset()
+    np.testing.assert_array_equal(play(), first)
+    policy.reset(began=np.arange(16) < 8)
+    again = play()
+    np.testing.assert_array_equal(np.array(again)[:, :8], np.array(first)[:, :8])
+    assert np.any(np.array(again)[:, 8:] != np.array(first)[:, 8:])
+    with pytest.raises(ValueError, match=r"remembers other observations than one observation; call reset\(\)"):
+        policy.act(obs[0, 0])
+    with pytest.raises(ValueError, match=r"reset expects one truth value for each of the streams, shape \(16,\); got shape \(3,\)"):
+        policy.reset(began=np.ones(3))
+    policy.reset()
+    assert policy.act(obs[0, 0]) == first[0][0]
+
+
+def test_a_policy_without_a_memory_has_nothing_to_reset():
+    policy, obs = policy_for("box"), observations("box", 16)
+    actions = policy.act(obs)
+    policy.reset()
+    policy.reset(began=np.ones(3))
+    np.testing.assert_array_equal(policy.act(obs), actions)
 
 
 # The file

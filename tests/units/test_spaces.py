@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Te
 
 from surefoot.spaces import (
     action_size,
+    choices,
     encode,
     encoded_size,
     encoder,
@@ -20,6 +21,7 @@ from surefoot.spaces import (
     to_environment,
     to_json,
     validate,
+    zero_actions,
     zeros,
 )
 
@@ -40,7 +42,10 @@ def test_supported_observations_pass(space):
     validate(space, Discrete(2))
 
 
-@pytest.mark.parametrize("space", [Discrete(1, start=7), Box(-2.0, 3.0, ()), Box(-1.0, 1.0, (2, 3), np.float64)])
+@pytest.mark.parametrize(
+    "space",
+    [Discrete(1, start=7), MultiDiscrete([[2, 3], [4, 1]]), MultiBinary((2, 2)), Box(-2.0, 3.0, ()), Box(-1.0, 1.0, (2, 3), np.float64)],
+)
 def test_supported_actions_pass(space):
     validate(VECTOR, space)
 
@@ -77,8 +82,7 @@ def test_observations_that_are_refused(space, message):
         (Box(np.array([0.0, 1.0], np.float32), np.array([1.0, 1.0], np.float32)), "lower bound that is not below its upper bound"),
         (Box(0, 5, (2,), np.int32), "holds integers; declare it MultiDiscrete, or a float Box"),
         (Box(-1.0, 1.0, (0,)), "is empty; a Box needs at least one number"),
-        (MultiDiscrete([2, 2]), "is not supported; use Discrete or a bounded Box"),
-        (Dict(a=Discrete(2)), "is not supported; use Discrete or a bounded Box"),
+        (Dict(a=Discrete(2)), "is not supported; use Discrete, MultiDiscrete, MultiBinary or a bounded Box"),
     ],
 )
 def test_actions_that_are_refused(space, message):
@@ -90,7 +94,7 @@ def test_actions_that_are_refused(space, message):
 def test_an_empty_discrete_space_is_refused():
     space = Discrete(2)
     space.n = 0
-    with pytest.raises(ValueError, match="is empty; a Discrete space needs n >= 1"):
+    with pytest.raises(ValueError, match="is empty; every choice needs at least one action"):
         validate(VECTOR, space)
 
 
@@ -181,8 +185,39 @@ def test_no_action_leaves_the_space_by_rounding(xp):
         assert space.contains(np.asarray(to_environment(space, xp.full((1, 1000), unit, np.float32))[0]))
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("leading", [(), (5,), (3, 5)])
+@pytest.mark.parametrize(
+    "space", [MultiDiscrete([[2, 3], [4, 1]], start=[[0, -1], [5, 2]]), MultiDiscrete([2, 2]), MultiBinary((2, 3))], ids=str
+)
+def test_vectors_of_choices_are_offset_and_take_the_shape_and_dtype_of_the_space(xp, leading, space):
+    size = int(np.prod(space.shape))
+    action = np.random.default_rng(0).integers(0, choices(space), size=(*leading, size)).astype(np.int32)
+    taken = to_environment(space, xp.asarray(action))
+    assert isinstance(taken, np.ndarray) == (xp is np)
+    assert taken.shape == (*leading, *space.shape)
+    start = getattr(space, "start", np.zeros(space.shape))
+    np.testing.assert_array_equal(taken, action.reshape(taken.shape) + start)
+    if xp is np:
+        assert taken.dtype == space.dtype
+        assert all(space.contains(one) for one in taken.reshape(-1, *space.shape))
+
+
 def test_action_size_counts_logits_and_means():
-    assert [action_size(space) for space in (Discrete(4, start=2), Box(-1, 1, ()), Box(-1, 1, (2, 3)))] == [4, 1, 6]
+    spaces = Discrete(4, start=2), MultiDiscrete([[2, 3], [4, 1]]), MultiBinary((2, 3)), Box(-1, 1, ()), Box(-1, 1, (2, 3))
+    assert [action_size(space) for space in spaces] == [4, 10, 12, 1, 6]
+    assert [choices(space) for space in spaces] == [(4,), (2, 3, 4, 1), (2,) * 6, None, None]
+
+
+def test_actions_before_the_first_have_the_shape_and_kind_of_the_policys_own():
+    for space, shape, kind in (
+        (Discrete(4), (), "i"),
+        (MultiDiscrete([2, 3]), (2,), "i"),
+        (MultiBinary((2, 3)), (6,), "i"),
+        (Box(-1, 1, ()), (1,), "f"),
+    ):
+        actions = zero_actions(space, 5, 2)
+        assert (actions.shape, actions.dtype.kind) == ((5, 2, *shape), kind)
 
 
 # encode

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from surefoot.algorithms.ppo import PPO
 from surefoot.networks import ACTIVATIONS
 from surefoot.normalise import Moments
 from surefoot.policies import Actor, StochasticPolicy, act
@@ -130,7 +131,7 @@ def test_the_next_batch_has_other_parameters_and_random_numbers():
             np.testing.assert_allclose(got, function(parameters, key, t, x), rtol=1e-5, atol=1e-6)
 
 
-SPACES = gymnasium.spaces
+SPACES, CONFIG = gymnasium.spaces, PPO()
 OBSERVATIONS = SPACES.Dict({"place": SPACES.Box(-9, 9, (3,), np.float32), "room": SPACES.Discrete(4), "lamps": SPACES.MultiBinary(2)})
 
 
@@ -151,7 +152,7 @@ def test_policies_act_in_numpy(kind, activation, draws):
     mask = (RNG.random((NUM_ENVS, 6)) > 0.4) | (np.arange(6) == 2) if kind == "masked" else None
 
     def function(policy, key, t, obs, mask):
-        return act(None, policy, obs, mask, None, jax.random.fold_in(key, t) if draws else None)
+        return act(CONFIG, policy, obs, mask, None, jax.random.fold_in(key, t) if draws else None)
 
     check(function, obs, mask, parameters=policy, atol=2e-5)
 

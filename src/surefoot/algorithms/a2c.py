@@ -5,7 +5,6 @@ the other. Each action is credited with all the rewards that the batch shows aft
 returns as long as the batch, which are generalised advantage estimates with gae_lambda = 1 (Schulman et al. 2016, eq. 18); less
 than 1 weighs shorter ones in. RMSprop is their eq. 1, the epsilon inside the root, and its mean square begins at 1, as in the
 field's reference implementation (OpenAI Baselines, on TensorFlow): the first steps are small.
-Left out: a trunk shared by actor and critic, and recurrence.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..distributions import Distribution
+from ..estimates import estimate
 from ..math.policy_gradient import score_function_loss
-from ..math.reduce import explained_variance, masked_mean, standardise
-from ..math.returns import gae
+from ..math.reduce import masked_mean, standardise
 from ..math.values import squared_value_loss
-from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
-from ..types import EnvironmentSpec, Observation, Rollout
+from ..minibatches import gradient_step, scheduled
+from ..normalise import ReturnScale, start_return_scale
+from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_and_values
+from ..types import EnvironmentSpec, Rollout
 
 __all__ = ["A2C", "State", "act", "init", "update"]
 
@@ -74,9 +73,8 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     """What the loss needs of each transition, [T, N, ...]."""
 
-    obs: Observation  # normalised
+    inputs: Inputs
     action: jax.Array
-    action_mask: jax.Array | None
     advantage: jax.Array
     value_target: jax.Array
     valid: jax.Array
@@ -93,22 +91,22 @@ def optimiser(config: A2C) -> optax.GradientTransformation:
 
 def init(config: A2C, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step."""
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
-        optimiser=optimiser(config).init(ravel_pytree((actor, critic))[0]),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        optimiser=optimiser(config).init(ravel_pytree((policy.actor, critic))[0]),
+        return_scale=start_return_scale(config, spec.num_envs),
     )
 
 
 def loss(params: tuple[Actor, Critic], batch: Batch, config: A2C) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The objectives of Mnih et al. 2016, algorithm S3, the entropy bonus of section 4 among them, to be minimised together."""
     actor, critic = params
-    distribution: Distribution = jax.vmap(jax.vmap(actor))(batch.obs, batch.action_mask)
+    distribution, value = distributions_and_values(actor, critic, batch.inputs)
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     policy_loss = masked_mean(score_function_loss(distribution.log_prob(batch.action), advantage), batch.valid)
-    value_loss = masked_mean(squared_value_loss(jax.vmap(jax.vmap(critic))(batch.obs), batch.value_target), batch.valid)
+    value_loss = masked_mean(squared_value_loss(value, batch.value_target), batch.valid)
     entropy = masked_mean(distribution.entropy(), batch.valid)
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -119,33 +117,16 @@ def loss(params: tuple[Actor, Critic], batch: Batch, config: A2C) -> tuple[jax.A
 def update(config: A2C, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration on a batch [T, N]: advantages, one gradient step, and the audit of the step."""
     policy = state.acting
-    learning_rate = config.learning_rate * (1.0 - rollout.progress if config.learning_rate_schedule == "linear" else 1.0)
-    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
-    flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
-    batch = Batch(
-        obs=normalise(policy.normaliser, rollout.obs),
-        action=rollout.action,
-        action_mask=rollout.action_mask,
-        advantage=advantage,
-        value_target=advantage + value,
-        valid=rollout.valid,
-    )
-
-    # All parameters in one vector: a step of the optimiser is then one small loop, and not one for each layer.
+    learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
+    before = estimate(config, policy, state.critic, state.return_scale, rollout)
+    batch = Batch(before.inputs, rollout.action, before.advantage, before.value_target, rollout.valid)
     flat, unravel = ravel_pytree((policy.actor, state.critic))
-    gradient, metrics = jax.grad(lambda flat: loss(unravel(flat), batch, config), has_aux=True)(flat)
-    direction, moments = optimiser(config).update(gradient, state.optimiser)
-    actor, critic = unravel(flat - learning_rate * direction)
+    (flat, moments), metrics = gradient_step(
+        lambda flat: loss(unravel(flat), batch, config), flat, state.optimiser, optimiser(config), learning_rate
+    )
+    actor, critic = unravel(flat)
 
     moved = policy._replace(actor=actor)
-    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
-    metrics |= audit
-    metrics |= {
-        "gradient_norm": optax.tree.norm(gradient),
-        "explained_variance": explained_variance(value, batch.value_target, rollout.valid),
-        "learning_rate": learning_rate,
-    }
+    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, before)
+    metrics |= audit | {"learning_rate": jnp.asarray(learning_rate)}
     return State(acting, critic, moments, return_scale), metrics

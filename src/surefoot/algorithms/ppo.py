@@ -2,7 +2,7 @@
 
 Schulman et al. 2017, arXiv:1707.06347: the clipped objective is eq. 7, the sum of losses eq. 9, the loop Algorithm 1.
 Advantages are GAE (Schulman et al. 2016, eq. 16). Dual clip is eq. 5 of Ye et al. 2020, arXiv:1912.09729.
-Left out: a trunk shared by actor and critic, and recomputing advantages between epochs.
+Left out: recomputing advantages between epochs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..distributions import Distribution
+from ..estimates import estimate
 from ..math.divergences import kl_k3
 from ..math.policy_gradient import clipped_surrogate_loss, importance_ratio
-from ..math.reduce import explained_variance, masked_mean, standardise
-from ..math.returns import gae
+from ..math.reduce import masked_mean, standardise
 from ..math.values import clipped_value_loss
-from ..minibatches import check_minibatch, descend
-from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
-from ..types import EnvironmentSpec, Observation, PyTree, Rollout
+from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
+from ..normalise import ReturnScale, start_return_scale
+from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_and_values
+from ..types import EnvironmentSpec, PyTree, Rollout
 
 __all__ = ["PPO", "State", "act", "init", "update"]
 
@@ -50,6 +49,8 @@ class PPO(ActorCriticSettings):
     """Passes over each batch."""
     minibatch_size: int = 64
     """Transitions in one gradient step; must divide num_steps times the number of environments."""
+    sequence_length: int = 16
+    """Steps in a row that a policy with a memory learns from; must divide num_steps and minibatch_size."""
     learning_rate: float = 3e-4
     """Step size of Adam."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
@@ -70,8 +71,11 @@ class PPO(ActorCriticSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", clip="(0, inf)", dual_clip="(1, inf)", learning_rate="(0, inf)")
-        check_bounds(self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", max_grad_norm="(0, inf]")
+        check_bounds(
+            self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", sequence_length="[1, inf)", max_grad_norm="(0, inf]"
+        )
         check_bounds(self, entropy_coef="[0, inf)", value_coef="[0, inf)", clip_value="(0, inf)", target_kl="(0, inf)")
+        check_sequences(self)
 
 
 class State(NamedTuple):
@@ -84,11 +88,10 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss needs of each transition, [T, N, ...] or a minibatch [B, ...] of it."""
+    """What the loss needs of each transition, [T, N, ...]: of a batch, or of a minibatch of sequences from it."""
 
-    obs: Observation  # normalised
+    inputs: Inputs
     action: jax.Array
-    action_mask: jax.Array | None
     old_log_prob: jax.Array
     old_value: jax.Array
     advantage: jax.Array
@@ -96,32 +99,27 @@ class Batch(NamedTuple):
     valid: jax.Array
 
 
-def optimiser(config: PPO) -> optax.GradientTransformation:
-    """Adam on globally clipped gradients; the step size is applied by `update`, where its schedule is."""
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
-
-
 def init(config: PPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
-        optimiser=optimiser(config).init(ravel_pytree((actor, critic))[0]),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        optimiser=clipped_adam(config).init(ravel_pytree((policy.actor, critic))[0]),
+        return_scale=start_return_scale(config, spec.num_envs),
     )
 
 
-def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array, config: PPO) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array | float, config: PPO) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Schulman et al. 2017, eq. 9, to be minimised; and what to report of it."""
     actor, critic = params
-    distribution: Distribution = jax.vmap(actor)(batch.obs, batch.action_mask)
+    distribution, value = distributions_and_values(actor, critic, batch.inputs)
     log_prob = distribution.log_prob(batch.action)
     ratio = importance_ratio(log_prob, batch.old_log_prob)
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     policy_loss = masked_mean(clipped_surrogate_loss(ratio, advantage, clip=clip, dual_clip=config.dual_clip), batch.valid)
-    value, clip_value = jax.vmap(critic)(batch.obs), jnp.inf if config.clip_value is None else config.clip_value
+    clip_value = jnp.inf if config.clip_value is None else config.clip_value
     value_loss = masked_mean(clipped_value_loss(value, batch.old_value, batch.value_target, clip=clip_value), batch.valid)
     entropy = masked_mean(distribution.entropy(), batch.valid)
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
@@ -135,52 +133,36 @@ def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array, config: PP
 def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration of Algorithm 1 on a batch [T, N]: advantages, epochs of minibatches, and the audit of the step."""
     policy = state.acting
-    remaining = 1.0 - rollout.progress
-    learning_rate = config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0)
-    clip = config.clip * (remaining if config.clip_schedule == "linear" else 1.0)
-
-    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
-    flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
+    clip = scheduled(config.clip, config.clip_schedule, rollout.progress)
+    before = estimate(config, policy, state.critic, state.return_scale, rollout)
     transitions = Batch(
-        obs=normalise(policy.normaliser, rollout.obs),
+        inputs=before.inputs,
         action=rollout.action,
-        action_mask=rollout.action_mask,
-        old_log_prob=old.log_prob(rollout.action),
-        old_value=value,
-        advantage=advantage,
-        value_target=advantage + value,
+        old_log_prob=before.old.log_prob(rollout.action),
+        old_value=before.value,
+        advantage=before.advantage,
+        value_target=before.value_target,
         valid=rollout.valid,
     )
-
-    # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
     flat, unravel = ravel_pytree((policy.actor, state.critic))
 
-    def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        flat, moments = carry
-        gradient, metrics = jax.grad(lambda flat: loss(unravel(flat), batch, clip, config), has_aux=True)(flat)
-        direction, moments = optimiser(config).update(gradient, moments)
-        return (flat - learning_rate * direction, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
+    def step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        return gradient_step(lambda flat: loss(unravel(flat), batch, clip, config), *carry, clipped_adam(config), learning_rate)
 
     (flat, moments), metrics = descend(
-        gradient_step,
+        step,
         (flat, state.optimiser),
         transitions,
         key,
         epochs=config.epochs,
         minibatch_size=config.minibatch_size,
+        length=sequence_length(config),
         go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
     )
 
     actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)
-    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
-    metrics |= audit
-    metrics |= {
-        "explained_variance": explained_variance(value, transitions.value_target, rollout.valid),
-        "clip": clip,
-        "learning_rate": learning_rate,
-    }
+    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, before)
+    metrics |= audit | {"clip": jnp.asarray(clip), "learning_rate": jnp.asarray(learning_rate)}
     return State(acting, critic, moments, return_scale), metrics

@@ -4,7 +4,7 @@ Schulman et al. 2017, arXiv:1707.06347, section 4: the penalised objective is eq
 batch whose step went further than 1.5 times the target, and halved after one that stayed within the target divided by 1.5.
 The KL divergence is that of the distributions themselves, not an estimate from samples. Advantages are GAE (Schulman et al.
 2016, eq. 16). Added: beta stays within fixed limits, since what has become 0 can no longer be doubled.
-Left out: a trunk shared by actor and critic, and recomputing advantages between epochs.
+Left out: recomputing advantages between epochs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,25 @@ from jax.flatten_util import ravel_pytree
 from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..distributions import Distribution
+from ..estimates import estimate
 from ..math.divergences import adaptive_kl_coefficient
 from ..math.policy_gradient import importance_ratio, kl_penalised_surrogate_loss
-from ..math.reduce import explained_variance, masked_mean, standardise
-from ..math.returns import gae
+from ..math.reduce import masked_mean, standardise
 from ..math.values import squared_value_loss
-from ..minibatches import check_minibatch, descend
-from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
-from ..types import EnvironmentSpec, Observation, PyTree, Rollout
+from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
+from ..normalise import ReturnScale, start_return_scale
+from ..policies import (
+    Actor,
+    ActorCriticSettings,
+    Critic,
+    Inputs,
+    StochasticPolicy,
+    act,
+    actor_and_critic,
+    distributions_and_values,
+    distributions_of,
+)
+from ..types import EnvironmentSpec, PyTree, Rollout
 
 __all__ = ["PPOPenalty", "State", "act", "init", "update"]
 
@@ -54,6 +64,8 @@ class PPOPenalty(ActorCriticSettings):
     """Passes over each batch."""
     minibatch_size: int = 64
     """Transitions in one gradient step; must divide num_steps times the number of environments."""
+    sequence_length: int = 16
+    """Steps in a row that a policy with a memory learns from; must divide num_steps and minibatch_size."""
     learning_rate: float = 3e-4
     """Step size of Adam."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
@@ -70,8 +82,11 @@ class PPOPenalty(ActorCriticSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", kl_penalty_coef="[0, inf)", target_kl="(0, inf)")
-        check_bounds(self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", learning_rate="(0, inf)")
+        check_bounds(
+            self, num_steps="[1, inf)", epochs="[1, inf)", minibatch_size="[1, inf)", sequence_length="[1, inf)", learning_rate="(0, inf)"
+        )
         check_bounds(self, max_grad_norm="(0, inf]", entropy_coef="[0, inf)", value_coef="[0, inf)")
+        check_sequences(self)
 
 
 class State(NamedTuple):
@@ -85,31 +100,25 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss needs of each transition, [T, N, ...] or a minibatch [B, ...] of it."""
+    """What the loss needs of each transition, [T, N, ...]: of a batch, or of a minibatch of sequences from it."""
 
-    obs: Observation  # normalised
+    inputs: Inputs
     action: jax.Array
-    action_mask: jax.Array | None
     old: Distribution  # that acted
     advantage: jax.Array
     value_target: jax.Array
     valid: jax.Array
 
 
-def optimiser(config: PPOPenalty) -> optax.GradientTransformation:
-    """Adam on globally clipped gradients; the step size is applied by `update`, where its schedule is."""
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
-
-
 def init(config: PPOPenalty, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
-        optimiser=optimiser(config).init(ravel_pytree((actor, critic))[0]),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        optimiser=clipped_adam(config).init(ravel_pytree((policy.actor, critic))[0]),
+        return_scale=start_return_scale(config, spec.num_envs),
         kl_penalty_coef=jnp.asarray(config.kl_penalty_coef, float),
     )
 
@@ -122,12 +131,12 @@ def divergence(config: PPOPenalty, old: Distribution, new: Distribution) -> jax.
 def loss(params: tuple[Actor, Critic], batch: Batch, beta: jax.Array, config: PPOPenalty) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Minus Schulman et al. 2017, eq. 8, with the critic's loss and the entropy bonus of eq. 9; and what to report of it."""
     actor, critic = params
-    new: Distribution = jax.vmap(actor)(batch.obs, batch.action_mask)
+    new, value = distributions_and_values(actor, critic, batch.inputs)
     ratio = importance_ratio(new.log_prob(batch.action), batch.old.log_prob(batch.action))
     advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
     penalised = kl_penalised_surrogate_loss(ratio, advantage, divergence(config, batch.old, new), penalty_coef=beta)
     policy_loss = masked_mean(penalised, batch.valid)
-    value_loss = masked_mean(squared_value_loss(jax.vmap(critic)(batch.obs), batch.value_target), batch.valid)
+    value_loss = masked_mean(squared_value_loss(value, batch.value_target), batch.valid)
     entropy = masked_mean(new.entropy(), batch.valid)
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -138,49 +147,32 @@ def loss(params: tuple[Actor, Critic], batch: Batch, beta: jax.Array, config: PP
 def update(config: PPOPenalty, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration on a batch [T, N]: advantages, epochs of minibatches, the next coefficient, and the audit of the step."""
     policy, beta = state.acting, state.kl_penalty_coef
-    learning_rate = config.learning_rate * (1.0 - rollout.progress if config.learning_rate_schedule == "linear" else 1.0)
-    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
-    flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
+    before = estimate(config, policy, state.critic, state.return_scale, rollout)
     transitions = Batch(
-        obs=normalise(policy.normaliser, rollout.obs),
+        inputs=before.inputs,
         action=rollout.action,
-        action_mask=rollout.action_mask,
-        old=old,
-        advantage=advantage,
-        value_target=advantage + value,
+        old=before.old,
+        advantage=before.advantage,
+        value_target=before.value_target,
         valid=rollout.valid,
     )
-
-    # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
     flat, unravel = ravel_pytree((policy.actor, state.critic))
 
-    def gradient_step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        flat, moments = carry
-        gradient, metrics = jax.grad(lambda flat: loss(unravel(flat), batch, beta, config), has_aux=True)(flat)
-        direction, moments = optimiser(config).update(gradient, moments)
-        return (flat - learning_rate * direction, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
+    def step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        return gradient_step(lambda flat: loss(unravel(flat), batch, beta, config), *carry, clipped_adam(config), learning_rate)
 
-    (flat, moments), metrics = descend(
-        gradient_step, (flat, state.optimiser), transitions, key, epochs=config.epochs, minibatch_size=config.minibatch_size
-    )
+    how = {"epochs": config.epochs, "minibatch_size": config.minibatch_size, "length": sequence_length(config)}
+    (flat, moments), metrics = descend(step, (flat, state.optimiser), transitions, key, **how)
 
     actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)
     # Of the step alone: the penalty has no hold on how far the normaliser's update will move the policy.
-    kl = masked_mean(divergence(config, old, jax.vmap(moved.distribution)(rollout.obs, rollout.action_mask)), rollout.valid)
+    kl = masked_mean(divergence(config, before.old, distributions_of(actor, before.inputs)), rollout.valid)
     next_beta = beta
     if config.target_kl is not None:
         next_beta = jnp.clip(adaptive_kl_coefficient(beta, kl, target=config.target_kl), *COEFFICIENT_LIMITS)
 
-    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
-    metrics |= audit
-    metrics |= {
-        "explained_variance": explained_variance(value, transitions.value_target, rollout.valid),
-        "penalised_kl": kl,
-        "kl_penalty_coefficient": beta,
-        "learning_rate": learning_rate,
-    }
+    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, before)
+    metrics |= audit | {"penalised_kl": kl, "kl_penalty_coefficient": beta, "learning_rate": jnp.asarray(learning_rate)}
     return State(acting, critic, moments, return_scale, next_beta), metrics

@@ -16,14 +16,26 @@ import optax
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..critics import ValueTargets, critic_optimiser, fit_critic
+from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
+from ..estimates import Estimates, state_values
 from ..math.episodes import episode_sum
 from ..math.policy_gradient import clip_weight, score_function_loss, self_normalise, step_importance_weight, trajectory_importance_weight
 from ..math.reduce import masked_mean
 from ..math.returns import reward_to_go, time_discount, total_return
 from ..minibatches import check_minibatch
-from ..normalise import Moments, ReturnScale, normalise, observation_normaliser
-from ..policies import Actor, ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..normalise import Moments, ReturnScale, normalise, start_return_scale
+from ..policies import (
+    Actor,
+    ActorCriticSettings,
+    Critic,
+    Inputs,
+    StochasticPolicy,
+    act,
+    actor_and_critic,
+    distributions_of,
+    features_of,
+    inputs_of,
+)
 from ..types import EnvironmentSpec, PyTree, Rollout
 from ..waiting import Rows, empty_window, join, mean_of_others, rows_of
 
@@ -69,6 +81,9 @@ class REINFORCE(ActorCriticSettings):
         super().__post_init__()
         check_bounds(self, gamma="[0, 1]", epochs="[1, inf)", max_weight="(0, inf)", num_steps="[1, inf)", window="[0, inf)")
         check_bounds(self, learning_rate="(0, inf)", critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
+        refuse_shared_trunk(self)
+        if self.memory != "none":
+            raise ValueError("reinforce keeps rows of unfinished episodes without what was remembered there; use a2c or ppo with a memory.")
         if self.credit == "total" and self.discounting == "objective":
             raise ValueError("discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start.")
         if self.credit == "total" and self.importance == "per_step":
@@ -92,13 +107,13 @@ class State(NamedTuple):
 def init(config: REINFORCE, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimisers and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
-        optimiser=optax.adam(config.learning_rate).init(actor),
+        optimiser=optax.adam(config.learning_rate).init(policy.actor),
         critic_optimiser=critic_optimiser(config, critic),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        return_scale=start_return_scale(config, spec.num_envs),
         mean_credit=Moments.start(()),
         waiting=empty_window(spec, config.window),
     )
@@ -124,7 +139,8 @@ def baselines(config: REINFORCE, mean_credit: jax.Array, rows: Rows, credit: jax
 
 def loss(config: REINFORCE, policy: StochasticPolicy, rows: Rows, baseline: jax.Array, used: jax.Array) -> jax.Array:
     """Minus the gradient's objective: the mean over episodes of the sum over steps, at the rows `used`."""
-    log_prob = jax.vmap(policy.distribution)(rows.obs, rows.action_mask).log_prob(rows.action)
+    seen = Inputs(normalise(policy.normaliser, rows.obs), rows.action_mask, rows.time, None)
+    log_prob = distributions_of(policy.actor, seen).log_prob(rows.action)
     log_prob = jnp.where(used, log_prob, rows.old_log_prob)
     flags, ended = (rows.terminated, rows.truncated), rows.terminated | rows.truncated
     weight = jnp.ones_like(log_prob)
@@ -151,10 +167,12 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
     policy, flags = state.acting, (rollout.terminated, rollout.truncated)
     scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
     reward = jnp.where(rollout.valid, rollout.reward / scale, 0)
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
+    inputs = inputs_of(policy, rollout)
+    features = features_of(policy.actor, inputs)
+    value, next_value = state_values(policy, state.critic, rollout, features)
     if config.baseline != "value":
         value, next_value = jnp.zeros_like(value), jnp.zeros_like(value)
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
+    old = distributions_of(policy.actor, inputs)
     following = jnp.where(rollout.truncated & ~rollout.terminated, config.gamma * next_value, 0)
     arrived = rows_of(rollout, reward + following, old.log_prob(rollout.action), value)
     rows, waiting, used = join(state.waiting, arrived)
@@ -178,10 +196,10 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
     target = reward_to_go(reward, next_value, *flags, discount=config.gamma)
     metrics, critic, fitting = jax.tree.map(lambda x: x[-1], every), state.critic, state.critic_optimiser
     if config.baseline == "value":
-        targets = ValueTargets(normalise(policy.normaliser, rollout.obs), target, rollout.valid)
+        targets = ValueTargets(inputs.obs, features, target, rollout.valid)
         critic, fitting, critic_metrics = fit_critic(config, critic, fitting, targets, key)
         metrics |= critic_metrics
-    moved, advantage = policy._replace(actor=actor), (target - value) * scale
-    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage)
+    before = Estimates(inputs, features, old, value, target - value, target, scale)
+    acting, return_scale, audit = conclude(config, policy._replace(actor=actor), state.return_scale, rollout, before)
     metrics |= audit | {"episodes_used": jnp.sum(used & (rows.terminated | rows.truncated))}
     return State(acting, critic, moments, fitting, return_scale, state.mean_credit.update(credit, used), waiting), metrics

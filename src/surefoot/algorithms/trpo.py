@@ -2,8 +2,8 @@
 
 Schulman et al. 2015, arXiv:1502.05477: the constrained problem is eq. 14, the conjugate gradient step and the line search
 are appendix C. Advantages are GAE (Schulman et al. 2016, eq. 16). The step's length uses the undamped curvature.
-Left out: the vine method of sampling, and a trunk shared by actor and critic, which would let the critic's gradient move
-the policy out of its region.
+Left out: the vine method of sampling. A trunk shared by actor and critic is refused: the critic's gradient would move the
+policy out of its region.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..critics import ValueTargets, critic_optimiser, fit_critic
+from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
 from ..distributions import Distribution
+from ..estimates import estimate
 from ..math.policy_gradient import importance_ratio, surrogate_loss
-from ..math.reduce import explained_variance, masked_mean, standardise
-from ..math.returns import gae
+from ..math.reduce import masked_mean, standardise
 from ..math.trust_region import backtracking_line_search, conjugate_gradient, curvature_product, trust_region_scale
 from ..minibatches import check_minibatch
-from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
-from ..types import EnvironmentSpec, PyTree, Rollout
+from ..normalise import ReturnScale, start_return_scale
+from ..policies import ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_of
+from ..types import EnvironmentSpec, Rollout
 
 __all__ = ["TRPO", "State", "act", "init", "update"]
 
@@ -68,6 +68,9 @@ class TRPO(ActorCriticSettings):
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", max_kl="(0, inf)", cg_iterations="[1, inf)", cg_damping="[0, inf)")
         check_bounds(self, fisher_fraction="(0, 1]", backtrack_factor="(0, 1)", backtrack_tries="[1, inf)", num_steps="[1, inf)")
         check_bounds(self, critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
+        refuse_shared_trunk(self)
+        if self.memory != "none" and self.fisher_fraction < 1:
+            raise ValueError("fisher_fraction leaves out steps, and a memory needs them all: leave it at 1, or memory at 'none'.")
 
 
 class State(NamedTuple):
@@ -82,42 +85,42 @@ class State(NamedTuple):
 def init(config: TRPO, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
         critic_optimiser=critic_optimiser(config, critic),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        return_scale=start_return_scale(config, spec.num_envs),
     )
 
 
 def policy_step(
-    config: TRPO, policy: StochasticPolicy, rollout: Rollout, old: Distribution, advantage: jax.Array
+    config: TRPO, policy: StochasticPolicy, rollout: Rollout, inputs: Inputs, old: Distribution, advantage: jax.Array
 ) -> tuple[StochasticPolicy, dict[str, jax.Array]]:
     """The policy after one step of Schulman et al. 2015, appendix C, or exactly as it was where no try is acceptable."""
     flat, unravel = ravel_pytree(policy.actor)
     old_log_prob = old.log_prob(rollout.action)
 
-    def distribution(parameters: jax.Array, obs: PyTree, action_mask: PyTree) -> Distribution:
-        return jax.vmap(policy._replace(actor=unravel(parameters)).distribution)(obs, action_mask)
+    def distribution(parameters: jax.Array, inputs: Inputs) -> Distribution:
+        return distributions_of(unravel(parameters), inputs)
 
     def surrogate(parameters: jax.Array) -> jax.Array:
-        ratio = importance_ratio(distribution(parameters, rollout.obs, rollout.action_mask).log_prob(rollout.action), old_log_prob)
+        ratio = importance_ratio(distribution(parameters, inputs).log_prob(rollout.action), old_log_prob)
         return masked_mean(surrogate_loss(ratio, advantage), rollout.valid)
 
     def mean_kl(parameters: jax.Array) -> jax.Array:
-        new = distribution(parameters, rollout.obs, rollout.action_mask)
+        new = distribution(parameters, inputs)
         return masked_mean(old.kl_to(new) if config.kl_direction == "old||new" else new.kl_to(old), rollout.valid)
 
     num_steps = len(rollout.time)
     steps = np.linspace(0, num_steps, max(1, round(config.fisher_fraction * num_steps)), endpoint=False, dtype=int)
-    was, obs, mask, valid = jax.tree.map(lambda x: x[steps], (old, rollout.obs, rollout.action_mask, rollout.valid))
-    weight = (valid / jnp.sum(valid))[..., None]
+    was, seen, valid = jax.tree.map(lambda x: x[steps], (old, inputs, rollout.valid))
+    weight = valid / jnp.sum(valid)
 
     def metric(tangent: Distribution) -> Distribution:
-        return jax.tree.map(lambda x: weight * x, was.fisher_metric(tangent))
+        return jax.tree.map(lambda x: weight.reshape(*weight.shape, *[1] * (x.ndim - 2)) * x, was.fisher_metric(tangent))
 
-    fisher = curvature_product(lambda parameters: distribution(parameters, obs, mask), flat, metric)
+    fisher = curvature_product(lambda parameters: distribution(parameters, seen), flat, metric)
     loss, gradient = jax.value_and_grad(surrogate)(flat)
     direction = conjugate_gradient(lambda v: fisher(v) + config.cg_damping * v, -gradient, num_iterations=config.cg_iterations)
     step = trust_region_scale(direction, fisher(direction), max_divergence=config.max_kl) * direction
@@ -140,17 +143,11 @@ def policy_step(
 def update(config: TRPO, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration on a batch [T, N]: advantages, one step of the policy, epochs of the critic, and the audit of the step."""
     policy = state.acting
-    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
-    flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
-    stepped, metrics = policy_step(config, policy, rollout, old, standardise(advantage, rollout.valid))
+    before = estimate(config, policy, state.critic, state.return_scale, rollout)
+    stepped, metrics = policy_step(config, policy, rollout, before.inputs, before.old, standardise(before.advantage, rollout.valid))
 
-    targets = ValueTargets(normalise(policy.normaliser, rollout.obs), advantage + value, rollout.valid)
+    targets = ValueTargets(before.inputs.obs, before.features, before.value_target, rollout.valid)
     critic, critic_optimiser, critic_metrics = fit_critic(config, state.critic, state.critic_optimiser, targets, key)
 
-    acting, return_scale, audit = conclude(config, stepped, state.return_scale, rollout, old, advantage * scale)
-    metrics |= critic_metrics | audit
-    metrics["explained_variance"] = explained_variance(value, targets.value_target, rollout.valid)
-    return State(acting, critic, critic_optimiser, return_scale), metrics
+    acting, return_scale, audit = conclude(config, stepped, state.return_scale, rollout, before)
+    return State(acting, critic, critic_optimiser, return_scale), metrics | critic_metrics | audit

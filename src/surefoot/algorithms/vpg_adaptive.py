@@ -4,7 +4,7 @@ The gradient is that of Williams 1992 with generalised advantage estimates (Schu
 step size of Adam is divided by 1.5 if the policy moved further than twice the target KL divergence, and multiplied by 1.5 if it
 moved less than half of it: the "vanilla PG, adaptive" of Schulman et al. 2017, arXiv:1707.06347, section 6.2, footnote 3.
 Added: the step size stays within fixed limits.
-Left out: a trunk shared by actor and critic, and the weight gamma^t of the true discounted gradient, as is customary.
+Left out: the weight gamma^t of the true discounted gradient, as is customary.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..critics import ValueTargets, critic_optimiser, fit_critic
+from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
+from ..estimates import estimate
 from ..math.policy_gradient import score_function_loss
-from ..math.reduce import explained_variance, masked_mean, standardise
-from ..math.returns import gae
+from ..math.reduce import masked_mean, standardise
 from ..math.trust_region import adaptive_step_size
-from ..minibatches import check_minibatch
-from ..normalise import ReturnScale, normalise, observation_normaliser
-from ..policies import ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, state_values
+from ..minibatches import check_minibatch, gradient_step
+from ..normalise import ReturnScale, start_return_scale
+from ..policies import ActorCriticSettings, Critic, StochasticPolicy, act, actor_and_critic, distributions_of
 from ..types import EnvironmentSpec, Rollout
 
 __all__ = ["State", "VPGAdaptive", "act", "init", "update"]
@@ -60,6 +60,7 @@ class VPGAdaptive(ActorCriticSettings):
         super().__post_init__()
         check_bounds(self, gamma="[0, 1]", gae_lambda="[0, 1]", target_kl="(0, inf)", learning_rate="(0, inf)", num_steps="[1, inf)")
         check_bounds(self, critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
+        refuse_shared_trunk(self)
 
 
 class State(NamedTuple):
@@ -76,13 +77,13 @@ class State(NamedTuple):
 def init(config: VPGAdaptive, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimisers and statistics before the first step; ValueError for a minibatch that does not fit the batch."""
     check_minibatch(config, spec.num_envs)
-    actor, critic = actor_and_critic(config, spec, key)
+    policy, critic = actor_and_critic(config, spec, key)
     return State(
-        acting=StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None),
+        acting=policy,
         critic=critic,
-        optimiser=optax.scale_by_adam().init(ravel_pytree(actor)[0]),
+        optimiser=optax.scale_by_adam().init(ravel_pytree(policy.actor)[0]),
         critic_optimiser=critic_optimiser(config, critic),
-        return_scale=ReturnScale.start(spec.num_envs) if config.normalise_reward else None,
+        return_scale=start_return_scale(config, spec.num_envs),
         learning_rate=jnp.asarray(config.learning_rate, float),
     )
 
@@ -90,38 +91,25 @@ def init(config: VPGAdaptive, spec: EnvironmentSpec, key: jax.Array) -> State:
 def update(config: VPGAdaptive, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """One iteration on a batch [T, N]: advantages, one step of the policy, the next step size, the critic, and the audit."""
     policy = state.acting
-    scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
-    value, next_value = state_values(state.critic, policy.normaliser, rollout)
-    flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
-    weight = standardise(advantage, rollout.valid) if config.normalise_advantage else advantage
-    old = jax.vmap(policy.distribution)(rollout.obs, rollout.action_mask)
-
-    # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
+    before = estimate(config, policy, state.critic, state.return_scale, rollout)
+    advantage = standardise(before.advantage, rollout.valid) if config.normalise_advantage else before.advantage
     flat, unravel = ravel_pytree(policy.actor)
 
-    def loss(flat: jax.Array) -> jax.Array:
-        distribution = jax.vmap(policy._replace(actor=unravel(flat)).distribution)(rollout.obs, rollout.action_mask)
-        return masked_mean(score_function_loss(distribution.log_prob(rollout.action), weight), rollout.valid)
+    def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        log_prob = distributions_of(unravel(flat), before.inputs).log_prob(rollout.action)
+        policy_loss = masked_mean(score_function_loss(log_prob, advantage), rollout.valid)
+        return policy_loss, {"policy_loss": policy_loss}
 
-    policy_loss, gradient = jax.value_and_grad(loss)(flat)
-    direction, moments = optax.scale_by_adam().update(gradient, state.optimiser)
-    moved = policy._replace(actor=unravel(flat - state.learning_rate * direction))
+    (flat, moments), metrics = gradient_step(loss, flat, state.optimiser, optax.scale_by_adam(), state.learning_rate)
+    moved = policy._replace(actor=unravel(flat))
 
     # Of the step alone: the step size has no hold on how far the normaliser's update will move the policy.
-    kl = masked_mean(old.kl_to(jax.vmap(moved.distribution)(rollout.obs, rollout.action_mask)), rollout.valid)
+    kl = masked_mean(before.old.kl_to(distributions_of(moved.actor, before.inputs)), rollout.valid)
     learning_rate = jnp.clip(adaptive_step_size(state.learning_rate, kl, target=config.target_kl), *LEARNING_RATE_LIMITS)
 
-    targets = ValueTargets(normalise(policy.normaliser, rollout.obs), advantage + value, rollout.valid)
-    critic, critic_moments, metrics = fit_critic(config, state.critic, state.critic_optimiser, targets, key)
+    targets = ValueTargets(before.inputs.obs, before.features, before.value_target, rollout.valid)
+    critic, critic_moments, critic_metrics = fit_critic(config, state.critic, state.critic_optimiser, targets, key)
 
-    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, old, advantage * scale)
-    metrics |= audit
-    metrics |= {
-        "policy_loss": policy_loss,
-        "gradient_norm": jnp.linalg.norm(gradient),
-        "explained_variance": explained_variance(value, targets.value_target, rollout.valid),
-        "step_kl": kl,
-        "learning_rate": state.learning_rate,
-    }
+    acting, return_scale, audit = conclude(config, moved, state.return_scale, rollout, before)
+    metrics |= critic_metrics | audit | {"step_kl": kl, "learning_rate": state.learning_rate}
     return State(acting, critic, moments, critic_moments, return_scale, learning_rate), metrics

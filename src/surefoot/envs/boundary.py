@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ..spaces import observation_dtype
+from ..spaces import choices, observation_dtype
 from ..types import EnvironmentSpec, Observation, Step
 
 NUM_RANGE_CHECKS = 100  # vector steps whose observations are compared with the bounds of their space
@@ -203,25 +203,37 @@ def without_tuples(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 
 class MaskRows:
-    """Preallocated action masks [N, A] of N streams."""
+    """Preallocated action masks [N, A] of N streams, those of the parts of an action one after another."""
 
-    def __init__(self, num_actions: int, num_envs: int):
-        self.rows = np.ones((num_envs, num_actions), bool)
+    def __init__(self, action_space: spaces.Space[Any], num_envs: int):
+        sizes = choices(action_space)
+        assert sizes is not None
+        self.rows = np.ones((num_envs, sum(sizes)), bool)
+        self._begins = np.cumsum((0, *sizes[:-1]))  # of each part
 
     def write(self, index: int, mask: Any, has_future: bool = True) -> None:
-        """Row `index` becomes `mask`. Where the state has no future it may be absent or empty, and allows everything."""
+        """Row `index` becomes `mask`. Where the state has no future it may be absent or empty, and allows everything.
+
+        It is one array of 0s and 1s, or one for each part of the action.
+        """
         if mask is None and has_future:
             raise EnvironmentFault("the action mask is missing; reset and every step must give it once one of them has", index)
-        array = np.ones(self.rows.shape[1], bool) if mask is None else np.asarray(mask)
+        array = self.rows[index] | True if mask is None else joined(mask)
         if array.dtype.kind not in "biu" or array.shape != self.rows.shape[1:]:
             raise EnvironmentFault(
                 f"the action mask is {describe(mask)}; expected {self.rows.shape[1]} entries, 1 for a legal action and 0 for another",
                 index,
             )
-        is_empty = not array.any()
+        is_empty = not np.logical_or.reduceat(array, self._begins).all()
         if is_empty and has_future:
             raise EnvironmentFault("no legal action: the action mask is all zeros", index)
         self.rows[index] = True if is_empty else array
+
+
+def joined(mask: Any) -> np.ndarray[Any, Any]:
+    """An action mask in one piece, where it has one for each part of the action."""
+    is_divided = isinstance(mask, (tuple, list)) and all(isinstance(part, np.ndarray) for part in mask)
+    return np.concatenate([part.ravel() for part in mask]) if is_divided and mask else np.asarray(mask)
 
 
 def checked_reward(reward: Any) -> Any:
@@ -258,8 +270,8 @@ class Boundary:
         self.reward = np.zeros(num_envs, np.float32)
         self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self.valid = np.ones(num_envs, bool)
-        self.mask = MaskRows(int(action_space.n), num_envs) if has_action_mask else None  # type: ignore[attr-defined]
-        self.final_mask = MaskRows(int(action_space.n), num_envs) if has_action_mask else None  # type: ignore[attr-defined]
+        self.mask = MaskRows(action_space, num_envs) if has_action_mask else None
+        self.final_mask = MaskRows(action_space, num_envs) if has_action_mask else None
         mask, final_mask = (None if rows is None else rows.rows for rows in (self.mask, self.final_mask))
         # What `step` answers: the rows as they stand.
         self.step = Step(self.obs.arrays, self.reward, self.terminated, self.truncated, self.final_obs.arrays, self.valid, mask, final_mask)
@@ -413,9 +425,9 @@ def split_mask(
     observation_space: spaces.Space[Any], action_space: spaces.Space[Any], obs: Any, info: dict[str, Any]
 ) -> tuple[spaces.Space[Any], str | None]:
     """(observation space less the mask, where the mask is found: "obs", "info" or None) from one answer of `reset`."""
-    if not isinstance(action_space, spaces.Discrete):
+    if choices(action_space) is None:
         if info.get("action_mask") is not None:
-            warn(f"info['action_mask'] is ignored: masks are for Discrete actions, and the space is {action_space}")
+            warn(f"info['action_mask'] is ignored: masks are for discrete actions, and the space is {action_space}")
         return observation_space, None
     if isinstance(observation_space, spaces.Dict) and "action_mask" in observation_space.spaces:
         rest = {key: part for key, part in observation_space.spaces.items() if key != "action_mask"}

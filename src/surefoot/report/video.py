@@ -23,14 +23,14 @@ import numpy as np
 from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image
 
-from ..collect import start_stream
+from ..collect import HostCollector, start_stream
 from ..envs import environment_name, is_device, is_vector
 from ..envs.boundary import EnvironmentFault, describe
 from ..envs.classic import CLASSIC
 from ..envs.gymnasium import SerialEnvironment, build, maker, quiet
 from ..envs.mujoco import Unlogged
 from ..envs.mujoco_tasks import TASKS
-from ..training.evaluate import MAX_STEPS
+from ..training.evaluate import MAX_STEPS, act_of
 from ..training.policy import Policy
 from ..training.seeding import key_for, seed_for
 from ..training.session import whole_number
@@ -213,6 +213,7 @@ def play_device(
     start = start_stream(environment, episodes, key_for(seed, "evaluation"))
     camera.reset()
     for episode in range(episodes):
+        policy.reset()
         state, obs = jax.tree.map(lambda rows, episode=episode: rows[episode], (start.state, start.obs))
         action, moment = None, Moment(episode, 0, 0.0, False)
         while True:
@@ -229,16 +230,16 @@ def play_device(
 
 
 def play_host(environment: HostEnvironment, policy: Policy, episodes: int, deterministic: bool, seed: int) -> Iterator[Moment]:
-    """Play in an environment of one stream."""
-    obs, mask = environment.reset(seed_for(seed, "evaluation"))
+    """Play in an environment of one stream, as an evaluation does."""
+    collector = HostCollector(environment, act_of(policy, deterministic), 1, seed_for(seed, "evaluation"))
+    keys, index = key_for(seed, "evaluation actions"), 0
     for episode in range(episodes):
         moment = Moment(episode, 0, 0.0, False)
         yield moment
         while not moment.ended:
-            step = environment.step(policy.act(obs, deterministic, mask))
-            obs, mask = step.obs, step.action_mask
-            ended = bool(step.terminated[0] or step.truncated[0])
-            moment = Moment(episode, moment.length + 1, moment.episode_return + float(step.reward[0]), ended)
+            row, index = collector.collect(policy.acting, 1.0, jax.random.fold_in(keys, index)), index + 1
+            ended = bool(row.terminated[0, 0] or row.truncated[0, 0])
+            moment = Moment(episode, moment.length + 1, moment.episode_return + float(row.reward[0, 0]), ended)
             yield moment
 
 

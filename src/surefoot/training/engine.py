@@ -120,7 +120,8 @@ class DeviceEngine(Engine):
     def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.environment = environment
-        self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key))(key_for(seed, "environment"))
+        act = partial(self.act, self.learner.acting)
+        self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
         self._program = jax.jit(self._whole_iteration, compiler_options=compiler_options())
 

@@ -48,7 +48,9 @@ def host_streams(episodes: int) -> int:
     return next(n for n in range(16, 0, -1) if episodes % n == 0)
 
 
-def _act(policy: Policy, deterministic: bool) -> Callable[..., Any]:
+def act_of(policy: Policy, deterministic: bool) -> Callable[..., Any]:
+    """How the policy acts, as collectors want it."""
+
     def act(acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array) -> Any:
         return of(policy.config).act(policy.config, acting, obs, action_mask, carry, None if deterministic else key)
 
@@ -58,7 +60,7 @@ def _act(policy: Policy, deterministic: bool) -> Callable[..., Any]:
 def _evaluate_device(
     policy: Policy, environment: Any, episodes: int, deterministic: bool, seed: int, poll: Callable[[], None]
 ) -> np.ndarray[Any, Any]:
-    act = _act(policy, deterministic)
+    act = act_of(policy, deterministic)
 
     @jax.jit
     def chunk(acting: PyTree, stream: PyTree, running: Running, key: jax.Array) -> Any:
@@ -68,7 +70,8 @@ def _evaluate_device(
         return stream, running, jnp.any(ended.here, axis=0), jnp.take_along_axis(ended.episode_return, first[None], axis=0)[0]
 
     action_key = key_for(seed, "evaluation actions")
-    stream = jax.jit(lambda key: start_stream(environment, episodes, key))(key_for(seed, "evaluation"))
+    start = jax.jit(lambda key: start_stream(environment, episodes, key, partial(act, policy.acting)))
+    stream = start(key_for(seed, "evaluation"))
     running, returns = Running.start(episodes), np.full(episodes, np.nan)
     for index in range(MAX_STEPS // CHUNK):
         stream, running, over, episode_return = chunk(policy.acting, stream, running, jax.random.fold_in(action_key, index))
@@ -82,7 +85,7 @@ def _evaluate_device(
 def _evaluate_host(
     policy: Policy, environment: HostEnvironment, episodes: int, deterministic: bool, seed: int, poll: Callable[[], None]
 ) -> np.ndarray[Any, Any]:
-    act = _act(policy, deterministic)
+    act = act_of(policy, deterministic)
     collector = HostCollector(environment, act, CHUNK, seed_for(seed, "evaluation"))
     total = np.zeros(environment.spec.num_envs)
     quota = -(-episodes // len(total))

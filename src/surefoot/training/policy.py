@@ -13,7 +13,8 @@ import numpy as np
 
 from ..algorithms import Algorithm, named, of
 from ..networks import find_factory, register
-from ..spaces import from_json, map_leaves, observation_dtype, to_environment, to_json, validate
+from ..policies import begin_episodes
+from ..spaces import choices, from_json, map_leaves, observation_dtype, to_environment, to_json, validate
 from ..types import EnvironmentSpec, Observation, PyTree
 from .checkpoint import CheckpointError, read_file, restore_tree, save_file
 
@@ -24,6 +25,7 @@ class Policy:
     def __init__(self, config: Any, spec: EnvironmentSpec, acting: PyTree, *, seed: int = 0):
         self.config, self.spec, self.acting = config, spec, acting
         self._seed, self._calls = seed, 0
+        self._carry, self._carry_leading = None, ()  # what is remembered, and of how many streams
 
     @cached_property
     def _key(self) -> jax.Array:
@@ -40,9 +42,11 @@ class Policy:
     def act(self, obs: Observation, deterministic: bool = True, action_mask: Any = None) -> Any:
         """The action for one observation, or an array of them for a batch with one leading axis; as the environment takes it.
 
-        `deterministic` gives the most likely action; otherwise one is drawn from the policy's own generator.
+        `deterministic` gives the most likely action; otherwise one is drawn from the policy's own generator. A policy with a
+        memory remembers the observations that it was given since the last `reset`.
 
-        Raises ValueError for an observation or a mask ([n], or [N, n] for a batch) that does not fit the policy's spaces.
+        Raises ValueError for an observation or a mask ([n], or [N, n] for a batch) that does not fit the policy's spaces, and
+        for another number of observations than the memory is of.
         """
         batch, leading = self._checked(obs)
         mask = None if action_mask is None else self._checked_mask(action_mask, leading)
@@ -52,8 +56,25 @@ class Policy:
         if not deterministic:
             self._calls += 1
             key = jax.random.fold_in(self._key, self._calls)
-        actions = to_environment(self.action_space, np.asarray(_act(self.config, self.acting, batch, mask, key)))
+        if self._carry is not None and leading != self._carry_leading:
+            given = "one observation" if single else f"a batch of {leading[0]}"
+            raise ValueError(f"The policy remembers other observations than {given}; call reset() where new episodes begin.")
+        actions, self._carry = _act(self.config, self.acting, batch, mask, self._carry, key)
+        self._carry_leading = leading
+        actions = to_environment(self.action_space, np.asarray(actions))
         return actions[0] if single else actions
+
+    def reset(self, began: Any = None) -> None:
+        """Forget what was seen: in all streams, or in those of a batch where `began` [N] is true, as their episodes begin."""
+        if began is None or self._carry is None:
+            self._carry = None
+            return
+        began = np.asarray(began, bool)
+        if began.shape != self._carry_leading:
+            raise ValueError(
+                f"reset expects one truth value for each of the streams, shape {self._carry_leading}; got shape {began.shape}."
+            )
+        self._carry = begin_episodes(self._carry, np.where(began, 0, 1))
 
     def _checked(self, obs: Observation) -> tuple[Observation, tuple[int, ...]]:
         """The observation in the dtypes of its space, and the shape before an observation's own: () or (N,)."""
@@ -81,13 +102,14 @@ class Policy:
         return checked, leading.pop()
 
     def _checked_mask(self, action_mask: Any, leading: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        if not isinstance(self.action_space, gymnasium.spaces.Discrete):
-            raise ValueError(f"An action mask is for Discrete actions, and the space is {self.action_space}.")
-        mask, shape = np.asarray(action_mask, bool), (*leading, int(self.action_space.n))
+        sizes = choices(self.action_space)
+        if sizes is None:
+            raise ValueError(f"An action mask is for discrete actions, and the space is {self.action_space}.")
+        mask, shape = np.asarray(action_mask, bool), (*leading, sum(sizes))
         if mask.shape != shape:
             raise ValueError(f"An action mask of shape {shape} was expected; got shape {mask.shape}.")
-        if not mask.any(axis=-1).all():
-            raise ValueError("There is no legal action: the action mask is all false.")
+        if not np.logical_or.reduceat(mask, np.cumsum((0, *sizes[:-1])), axis=-1).all():
+            raise ValueError("There is no legal action: the action mask is all false, or is for one of the choices.")
         return mask
 
     def save(self, path: str | Path) -> Path:
@@ -96,9 +118,9 @@ class Policy:
 
 
 @partial(jax.jit, static_argnums=0)
-def _act(config: Any, acting: PyTree, obs: Observation, action_mask: Any, key: jax.Array | None) -> jax.Array:
+def _act(config: Any, acting: PyTree, obs: Observation, action_mask: Any, carry: PyTree, key: jax.Array | None) -> Any:
     """Compiled once for all policies of one configuration, such as those that a run's reports hold."""
-    return of(config).act(config, acting, obs, action_mask, None, key)[0]
+    return of(config).act(config, acting, obs, action_mask, carry, key)
 
 
 def describe(config: Any, spec: EnvironmentSpec) -> dict[str, Any]:

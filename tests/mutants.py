@@ -1,0 +1,151 @@
+"""Is every formula held by a test? Break one line at a time, run the tests that should notice, and name the breaks that survive.
+
+    python tests/mutants.py                     all of them, about a quarter of an hour on two cores
+    python tests/mutants.py gae "KL direction"  those whose names contain one of these words
+
+The source is copied and broken there; the working tree stays as it is. The exit status is the number of survivors.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "surefoot"
+
+
+class Mutant(NamedTuple):
+    """`line`, which occurs once in the file, is replaced by `broken`."""
+
+    name: str
+    file: str  # below src/surefoot
+    line: str
+    broken: str
+    tests: str  # below tests, separated by spaces
+
+
+MUTANTS = [
+    # Returns and advantages
+    Mutant("gae: value added", "math/returns.py", "discount=discount) - value", "discount=discount) + value", "math/test_returns.py"),
+    Mutant("gae: runs over the ends of episodes", "math/returns.py", "decay = jnp.where(continues(terminated, truncated), discount * gae_lambda, 0)", "decay = jnp.where(continues(terminated, terminated), discount * gae_lambda, 0)", "math/test_returns.py"),
+    Mutant("gae: without discount", "math/returns.py", "truncated), discount * gae_lambda, 0)", "truncated), gae_lambda, 0)", "math/test_returns.py"),
+    Mutant("gae: gradient through the values", "math/returns.py", "return jax.lax.stop_gradient(linear_recurrence(td_error, decay, reverse=True))", "return linear_recurrence(td_error, decay, reverse=True)", "math/test_returns.py"),
+    Mutant("gae: forwards in time", "math/returns.py", "linear_recurrence(td_error, decay, reverse=True)", "linear_recurrence(td_error, decay, reverse=False)", "math/test_returns.py"),
+    Mutant("lambda return: bootstraps in full", "math/returns.py", "(1 - trace) * next_value", "next_value", "math/test_returns.py"),
+    Mutant("n-step return: one step short", "math/returns.py", "jax.lax.fori_loop(1, min(", "jax.lax.fori_loop(2, min(", "math/test_returns.py"),
+    Mutant("n-step return: over the end of an episode", "math/returns.py", "successor = jnp.where(goes_on,", "successor = jnp.where(jnp.ones_like(goes_on),", "math/test_returns.py"),
+    Mutant("total return: not discounted", "math/returns.py", "discounted = time_discount(time, discount=discount).astype(reward.dtype) * reward", "discounted = reward", "math/test_returns.py"),
+    Mutant("gamma^t: one step late", "math/returns.py", "return jnp.power(discount, time)", "return jnp.power(discount, time + 1)", "math/test_returns.py"),
+    Mutant("TD target: bootstraps after a termination", "math/values.py", "jnp.where(terminated, 0, next_value)", "next_value", "math/test_values.py math/test_returns.py"),
+    Mutant("TD target: gradient through the target", "math/values.py", "return jax.lax.stop_gradient(reward + discount", "return (reward + discount", "math/test_values.py"),
+    Mutant("value loss: gradient through the target", "math/values.py", "0.5 * jnp.square(value - jax.lax.stop_gradient(value_target))", "0.5 * jnp.square(value - value_target)", "math/test_values.py"),
+    Mutant("clipped value loss: the smaller of the two", "math/values.py", "return jnp.maximum(squared_value_loss(value", "return jnp.minimum(squared_value_loss(value", "math/test_values.py"),
+    Mutant("the last row of a batch goes on", "math/episodes.py", ".at[-1].set(False)", "", "math/test_returns.py math/test_credit.py"),
+    Mutant("an episode's sum at its end alone", "math/episodes.py", "return linear_recurrence(sum_at_end, goes_on, reverse=True)", "return sum_at_end", "math/test_credit.py math/test_returns.py math/test_importance.py"),
+    # Policy gradients
+    Mutant("score function: descends", "math/policy_gradient.py", "return -jax.lax.stop_gradient(advantage) * log_prob", "return jax.lax.stop_gradient(advantage) * log_prob", "math/test_policy_gradient.py"),
+    Mutant("score function: gradient through the advantage", "math/policy_gradient.py", "return -jax.lax.stop_gradient(advantage) * log_prob", "return -advantage * log_prob", "math/test_policy_gradient.py"),
+    Mutant("ratio: upside down", "math/policy_gradient.py", "return _weight(log_prob - jax.lax.stop_gradient(old_log_prob))", "return _weight(jax.lax.stop_gradient(old_log_prob) - log_prob)", "math/test_policy_gradient.py math/test_importance.py"),
+    Mutant("ratio: gradient through the old policy", "math/policy_gradient.py", "return _weight(log_prob - jax.lax.stop_gradient(old_log_prob))", "return _weight(log_prob - old_log_prob)", "math/test_policy_gradient.py math/test_importance.py"),
+    Mutant("trajectory weight: up to each row only", "math/policy_gradient.py", "return _weight(episode_sum(", "return _weight(episode_cumsum(", "math/test_importance.py"),
+    Mutant("per-step weight: of the whole episode", "math/policy_gradient.py", "return _weight(episode_cumsum(", "return _weight(episode_sum(", "math/test_importance.py"),
+    Mutant("self-normalised weights: by their mean over all rows", "math/policy_gradient.py", "return weight / masked_mean(weight, mask)", "return weight / jnp.mean(weight)", "math/test_importance.py"),
+    Mutant("clipped surrogate: the larger of the two", "math/policy_gradient.py", "objective = jnp.minimum(ratio * advantage,", "objective = jnp.maximum(ratio * advantage,", "math/test_policy_gradient.py"),
+    Mutant("clipped surrogate: no lower end", "math/policy_gradient.py", "jnp.clip(ratio, 1 - clip, 1 + clip)", "jnp.clip(ratio, 0, 1 + clip)", "math/test_policy_gradient.py"),
+    Mutant("dual clip: for good actions", "math/policy_gradient.py", "objective = jnp.where(advantage < 0, jnp.maximum", "objective = jnp.where(advantage > 0, jnp.maximum", "math/test_policy_gradient.py"),
+    Mutant("KL penalty: a reward", "math/policy_gradient.py", "return surrogate_loss(ratio, advantage) + penalty_coef * kl", "return surrogate_loss(ratio, advantage) - penalty_coef * kl", "math/test_policy_gradient.py"),
+    # Divergences
+    Mutant("KL of categories: the other direction", "math/divergences.py", "p = jnp.exp(log_prob_p)", "p = jnp.exp(log_prob_q)", "math/test_divergences.py"),
+    Mutant("KL of normals: by the other spread", "math/divergences.py", "jnp.exp(-log_std_q))", "jnp.exp(-log_std_p))", "math/test_divergences.py"),
+    Mutant("k3: the other direction", "math/divergences.py", "log_ratio = jnp.minimum(ref_log_prob - log_prob, MAX_LOG_RATIO)", "log_ratio = jnp.minimum(log_prob - ref_log_prob, MAX_LOG_RATIO)", "math/test_divergences.py"),
+    Mutant("adaptive coefficient: halved where it is too far", "math/divergences.py", "jnp.where(too_far, coefficient * factor,", "jnp.where(too_far, coefficient / factor,", "math/test_divergences.py"),
+    Mutant("adaptive step size: grows where it is too far", "math/trust_region.py", "jnp.where(too_far, step_size / factor,", "jnp.where(too_far, step_size * factor,", "math/test_trust_region.py"),
+    # Trust regions
+    Mutant("conjugate gradient: residual grows", "math/trust_region.py", "residual = residual - length * image", "residual = residual + length * image", "math/test_trust_region.py"),
+    Mutant("step length: without the factor 2", "math/trust_region.py", "jnp.sqrt(2 * max_divergence /", "jnp.sqrt(max_divergence /", "math/test_trust_region.py"),
+    Mutant("line search: gives the next try", "math/trust_region.py", "jnp.power(jnp.asarray(factor, dtype), tries - 1)", "jnp.power(jnp.asarray(factor, dtype), tries)", "math/test_trust_region.py"),
+    # Statistics
+    Mutant("mean: over all rows", "math/reduce.py", "return jnp.sum(x, where=mask) / jnp.maximum(jnp.sum(mask), 1)", "return jnp.mean(x)", "math/test_reduce.py"),
+    Mutant("standardise: not centred", "math/reduce.py", "return jnp.where(mask, _centre(x, mask) /", "return jnp.where(mask, x /", "math/test_reduce.py"),
+    Mutant("leave-one-out mean: the own sample in it", "math/reduce.py", "(jnp.sum(x, where=mask) - x) / jnp.maximum(others, 1)", "jnp.sum(x, where=mask) / jnp.maximum(others, 1)", "math/test_reduce.py"),
+    Mutant("effective sample size: not squared", "math/reduce.py", "return jnp.square(jnp.sum(weight, where=mask)) /", "return jnp.sum(weight, where=mask) /", "math/test_reduce.py math/test_importance.py"),
+    Mutant("Polyak: the wrong way round", "math/reduce.py", "return (1 - rate) * target + rate * online", "return rate * target + (1 - rate) * online", "math/test_reduce.py"),
+    # Distributions, networks, normalisation
+    Mutant("mask: ignored", "distributions.py", "        if action_mask is not None:\n            logits = jnp.where(action_mask, logits, MASKED_LOGIT)\n        return cls(jax.nn", "        return cls(jax.nn", "units/test_distributions.py"),
+    Mutant("entropy: with the wrong sign", "distributions.py", "return -jnp.sum(jnp.exp(self.log_probs) * self.log_probs, axis=-1)", "return jnp.sum(jnp.exp(self.log_probs) * self.log_probs, axis=-1)", "units/test_distributions.py"),
+    Mutant("choices: log-probability of the first alone", "distributions.py", "return jnp.sum(self.each.log_prob(action), axis=-1)", "return self.each.log_prob(action)[..., 0]", "units/test_distributions.py"),
+    Mutant("memory: not cut at the ends of episodes", "policies.py", "where_rows(time == 0, jnp.zeros_like(x), x)", "where_rows(time < 0, jnp.zeros_like(x), x)", "units/test_policies.py"),
+    Mutant("memory: the critic's gradient reaches it", "policies.py", "jax.lax.stop_gradient(features)", "features", "units/test_policies.py"),
+    Mutant("memory: a final value without its observation", "estimates.py", "return jax.vmap(critic)(obs, features_after(policy.actor, obs, memory))", "return jax.vmap(critic)(obs, memory)", "units/test_policies.py"),
+    Mutant("values: of the next row at the end of an episode", "estimates.py", "jnp.where(rollout.terminated | rollout.truncated, final_values, following)", "jnp.where(rollout.terminated, final_values, following)", "units/test_policies.py"),
+    Mutant("normaliser: takes in rows that do not count", "audit.py", "update_normaliser(policy.normaliser, rollout.obs, rollout.valid)", "update_normaliser(policy.normaliser, rollout.obs, rollout.valid | True)", "algorithms/test_trpo.py algorithms/test_ppo.py"),
+    Mutant("normaliser: variances without the distance of the means", "normalise.py", " + weight * (1.0 - weight) * delta**2", "", "units/test_normalise.py"),
+    Mutant("return scale: goes on over the ends of episodes", "normalise.py", "return jnp.where(ended, 0.0, running), running", "return running, running", "units/test_normalise.py"),
+    # The audit
+    Mutant("audit: KL in the other direction", "audit.py", '"kl": masked_mean(old.kl_to(new), valid)', '"kl": masked_mean(new.kl_to(old), valid)', "units/test_audit.py"),
+    Mutant("audit: promise without gamma^t", "audit.py", "promise = time_discount(rollout.time, discount=discount) * (ratio - 1.0) * advantage", "promise = (ratio - 1.0) * advantage", "units/test_audit.py"),
+    Mutant("audit: advantages in scaled units", "audit.py", "before.advantage * before.scale", "before.advantage", "algorithms/test_ppo.py"),
+    # Minibatches
+    Mutant("minibatches: the same order in every epoch", "minibatches.py", "order = shuffled(jax.random.fold_in(key, index), size)", "order = shuffled(key, size)", "units/test_minibatches.py"),
+    Mutant("minibatches: sequences across streams", "minibatches.py", "num_envs, *shape).swapaxes(1, 2).reshape(-1, length", "num_envs, *shape).reshape(-1, length", "units/test_minibatches.py"),
+    # The algorithms
+    Mutant("reinforce: mean over rows", "algorithms/reinforce.py", "/ jnp.maximum(jnp.sum(used & ended), 1)", "/ jnp.maximum(jnp.sum(used), 1)", "algorithms/test_reinforce.py"),
+    Mutant("reinforce: gradient through the weights", "algorithms/reinforce.py", "weight = jax.lax.stop_gradient(weigh(", "weight = (weigh(", "algorithms/test_reinforce.py"),
+    Mutant("reinforce: the true discounted gradient left out", "algorithms/reinforce.py", "advantage = time_discount(rows.time, discount=config.gamma) * advantage", "advantage = 1.0 * advantage", "algorithms/test_reinforce.py"),
+    Mutant("vpg-adaptive: the step size of the next batch", "algorithms/vpg_adaptive.py", "optax.scale_by_adam(), state.learning_rate)", "optax.scale_by_adam(), config.learning_rate)", "algorithms/test_vpg_adaptive.py"),
+    Mutant("vpg-adaptive: moments not carried", "algorithms/vpg_adaptive.py", "return State(acting, critic, moments,", "return State(acting, critic, state.optimiser,", "algorithms/test_vpg_adaptive.py"),
+    Mutant("vpg-adaptive: the critic starts anew", "algorithms/vpg_adaptive.py", "moments, critic_moments, return_scale", "moments, state.critic_optimiser, return_scale", "algorithms/test_vpg_adaptive.py"),
+    Mutant("vpg-adaptive: KL after the statistics", "algorithms/vpg_adaptive.py", "before.old.kl_to(distributions_of(moved.actor, before.inputs))", "distributions_of(moved.actor, before.inputs).kl_to(before.old)", "algorithms/test_vpg_adaptive.py"),
+    Mutant("a2c: entropy is punished", "algorithms/a2c.py", "- config.entropy_coef * entropy", "+ config.entropy_coef * entropy", "algorithms/test_a2c.py"),
+    Mutant("a2c: epsilon outside the root", "algorithms/a2c.py", "eps_in_sqrt=True", "eps_in_sqrt=False", "algorithms/test_a2c.py"),
+    Mutant("trpo: up the loss", "algorithms/trpo.py", "config.cg_damping * v, -gradient,", "config.cg_damping * v, gradient,", "algorithms/test_trpo.py"),
+    Mutant("trpo: damped length", "algorithms/trpo.py", "trust_region_scale(direction, fisher(direction),", "trust_region_scale(direction, fisher(direction) + config.cg_damping * direction,", "algorithms/test_trpo.py"),
+    Mutant("trpo: any improvement", "algorithms/trpo.py", "(surrogate(candidate) < loss) & (mean_kl(candidate) <= config.max_kl)", "mean_kl(candidate) <= config.max_kl", "algorithms/test_trpo.py"),
+    Mutant("trpo: KL direction swapped", "algorithms/trpo.py", 'old.kl_to(new) if config.kl_direction == "old||new"', 'old.kl_to(new) if config.kl_direction == "new||old"', "algorithms/test_trpo.py"),
+    Mutant("ppo-penalty: KL direction swapped", "algorithms/ppo_penalty.py", 'return old.kl_to(new) if config.kl_direction == "old||new"', 'return old.kl_to(new) if config.kl_direction == "new||old"', "algorithms/test_ppo_penalty.py"),
+    Mutant("ppo-penalty: the coefficient stays", "algorithms/ppo_penalty.py", "return State(acting, critic, moments, return_scale, next_beta)", "return State(acting, critic, moments, return_scale, beta)", "algorithms/test_ppo_penalty.py"),
+    Mutant("ppo: old values from the target", "algorithms/ppo.py", "old_value=before.value,", "old_value=before.value_target,", "algorithms/test_ppo.py"),
+    Mutant("ppo: clip does not fall", "algorithms/ppo.py", "clip = scheduled(config.clip, config.clip_schedule, rollout.progress)", "clip = scheduled(config.clip, config.learning_rate_schedule, rollout.progress)", "algorithms/test_ppo.py"),
+    Mutant("ppo: never stops early", "algorithms/ppo.py", "config.target_kl is None or ", "True or ", "algorithms/test_ppo.py"),
+    Mutant("ppo: value loss over all rows", "algorithms/ppo.py", "batch.value_target, clip=clip_value), batch.valid)", "batch.value_target, clip=clip_value), batch.valid | True)", "algorithms/test_ppo.py"),
+]  # fmt: skip
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass although the line is broken."""
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(SOURCE, Path(directory) / "surefoot", ignore=shutil.ignore_patterns("__pycache__"))
+        path = Path(directory) / "surefoot" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.line) != 1:
+            raise ValueError(f"{mutant.name}: its line occurs {text.count(mutant.line)} times in {mutant.file}; write it as it stands there.")
+        path.write_text(text.replace(mutant.line, mutant.broken))
+        tests = [str(ROOT / "tests" / name) for name in mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": directory}, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):  # 1: a test failed; anything else says that no test was run
+        raise RuntimeError(f"{mutant.name}: pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    chosen = [mutant for mutant in MUTANTS if not words or any(word.lower() in mutant.name.lower() for word in words)]
+    survivors = []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for mutant, alive in zip(chosen, threads.map(survives, chosen), strict=True):
+            print(f"{'SURVIVES' if alive else 'found   '}  {mutant.name}", flush=True)
+            survivors += [mutant.name] * alive
+    print(f"{len(chosen)} lines broken, {len(survivors)} unnoticed" + "".join(f"\n  {name}" for name in survivors))
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
