@@ -32,8 +32,6 @@ ITERATIONS_OF_WARM_UP = 2
 
 # By Surefoot's names; the runners translate them.
 SHARED = {
-    "num_steps": 256,
-    "minibatch_size": 64,
     "gamma": 0.99,
     "gae_lambda": 0.95,
     "hidden": [64, 64],
@@ -45,6 +43,8 @@ SHARED = {
 SETTINGS = {
     "ppo": SHARED
     | {
+        "num_steps": 256,
+        "minibatch_size": 64,
         "epochs": 10,
         "learning_rate": 3e-4,
         "clip": 0.2,
@@ -53,8 +53,22 @@ SETTINGS = {
         "max_grad_norm": 0.5,
         "normalise_advantage": True,
     },
+    "a2c": SHARED
+    | {
+        "num_steps": 5,
+        "gae_lambda": 1.0,
+        "optimiser": "rmsprop",
+        "learning_rate": 7e-4,
+        "learning_rate_schedule": "constant",
+        "entropy_coef": 0.0,
+        "value_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "normalise_advantage": False,
+    },
     "trpo": SHARED
     | {
+        "num_steps": 256,
+        "minibatch_size": 64,
         "max_kl": 0.01,
         "cg_iterations": 15,
         "cg_damping": 0.1,
@@ -102,6 +116,7 @@ TASKS = (
     Task("ppo", "CartPole-v1", ("stable-baselines3", "sbx-rl"), vec_envs=("DummyVecEnv",)),
     Task("ppo", "HalfCheetah-v5", ("stable-baselines3", "sbx-rl")),
     Task("trpo", "HalfCheetah-v5", ("sb3-contrib",)),
+    Task("a2c", "HalfCheetah-v5", ("stable-baselines3",)),
 )
 
 
@@ -140,7 +155,7 @@ def measure(row: Row, variant: dict[str, Any], seconds: float, python: Path, tim
     job = variant | {
         "algorithm": row["algorithm"],
         "environment": row["environment"],
-        "settings": SETTINGS[row["algorithm"]] if row["algorithm"] else SHARED,
+        "settings": SETTINGS[row["algorithm"]] if row["algorithm"] else {"num_steps": 256},
         "num_envs": NUM_ENVS,
         "warm_up": ITERATIONS_OF_WARM_UP,
         "seconds": seconds,

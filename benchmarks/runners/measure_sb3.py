@@ -21,11 +21,17 @@ def ppo_arguments(s: dict[str, Any]) -> dict[str, Any]:
         "gae_lambda": s["gae_lambda"],
         "clip_range": s["clip"],
         "ent_coef": s["entropy_coef"],
-        "vf_coef": s["value_coef"],
+        "vf_coef": s["value_coef"] / 2,  # of a squared error that is not halved
         "max_grad_norm": s["max_grad_norm"],
         "normalize_advantage": s["normalise_advantage"],
         "device": "cpu",
     }
+
+
+def a2c_arguments(s: dict[str, Any]) -> dict[str, Any]:
+    names = "n_steps", "learning_rate", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "normalize_advantage", "device"
+    shared = ppo_arguments(s | {"minibatch_size": None, "epochs": None, "clip": None})
+    return {name: shared[name] for name in names}
 
 
 def trpo_arguments(s: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +68,14 @@ class Iterations(BaseCallback):
         return not self.clock.enough
 
 
-def measure(job: dict[str, Any], algorithm: type, arguments: dict[str, Any], activation: Any) -> None:
+def measure(job: dict[str, Any], algorithm: type, arguments: dict[str, Any], activation: Any, **optimiser: Any) -> None:
     """Train until enough was seen, and print the result."""
     torch.set_num_threads(job["threads"])
     vec_env_class = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[job["vec_env"]]
     hidden = list(job["settings"]["hidden"])
     clock = Clock(job)
     env = make_vec_env(job["environment"], n_envs=job["num_envs"], vec_env_cls=vec_env_class)
-    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation}
+    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation, **optimiser}
     algorithm("MlpPolicy", env, policy_kwargs=policy, **arguments).learn(10**9, callback=Iterations(clock))
     env.close()
     clock.print_result()
@@ -81,6 +87,12 @@ if __name__ == "__main__":
         from stable_baselines3 import PPO
 
         measure(job, PPO, ppo_arguments(job["settings"]), torch.nn.Tanh)
+    elif job["algorithm"] == "a2c":
+        from stable_baselines3 import A2C
+        from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+        rmsprop = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
+        measure(job, A2C, a2c_arguments(job["settings"]) | {"use_rms_prop": False}, torch.nn.Tanh, **rmsprop)
     else:
         from sb3_contrib import TRPO
 

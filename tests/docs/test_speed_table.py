@@ -66,6 +66,7 @@ def test_an_environment_is_measured_once_and_every_task_has_its_rows(speed):
 def test_what_the_settings_leave_out_has_no_part_in_the_comparison(speed):
     untouched = {
         "ppo": {"sequence_length", "clip_schedule", "learning_rate_schedule", "clip_value", "dual_clip", "target_kl"},
+        "a2c": set(),
         "trpo": {"kl_direction"},
     }
     of_all = {"network", "shared_trunk", "memory", "memory_size"}
