@@ -125,7 +125,9 @@ def survives(mutant: Mutant) -> bool:
         path = Path(directory) / "surefoot" / mutant.file
         text = path.read_text()
         if text.count(mutant.line) != 1:
-            raise ValueError(f"{mutant.name}: its line occurs {text.count(mutant.line)} times in {mutant.file}; write it as it stands there.")
+            raise ValueError(
+                f"{mutant.name}: its line occurs {text.count(mutant.line)} times in {mutant.file}; write it as it stands there."
+            )
         path.write_text(text.replace(mutant.line, mutant.broken))
         tests = [str(ROOT / "tests" / name) for name in mutant.tests.split()]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]

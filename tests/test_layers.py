@@ -13,7 +13,7 @@ LAYERS = [
     {"math"},
     {
         *{"types", "config", "spaces", "distributions", "networks", "policies", "normalise"},
-        *{"minibatches", "critics", "estimates", "waiting", "audit", "staging"},
+        *{"minibatches", "critics", "estimates", "waiting", "audit", "packing", "staging"},
     },
     {"envs", "replay", "collect"},
     {"algorithms"},

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from .packing import Packed, pack, unpack
 from .types import PyTree
 
 BEFORE, EACH_STEP, OBSERVED = range(3)  # what a value depends on: the parameters; the step's random numbers too; what is observed too
@@ -129,8 +130,8 @@ class NumpyActor:
             return [spread(i, jnp.asarray(values[i])) for i in before], [values[i] for i in each_step]
 
         @jax.jit
-        def prepare(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-            return jax.vmap(known_at, in_axes=(None, 0), out_axes=(None, 0))(leaves, jnp.arange(num_steps, dtype=jnp.int32))
+        def prepare(leaves: list[jax.Array]) -> Packed:
+            return pack(jax.vmap(known_at, in_axes=(None, 0), out_axes=(None, 0))(leaves, jnp.arange(num_steps, dtype=jnp.int32)))
 
         values: list[Any] = [None] * len(tape.levels)
 
@@ -149,7 +150,7 @@ class NumpyActor:
 
     def begin(self, acting: PyTree, key: jax.Array) -> None:
         """Take the parameters and the random numbers of the next batch."""
-        before, each_step = jax.device_get(self._prepare(jax.tree.leaves((acting, key))))
+        before, each_step = unpack(self._prepare(jax.tree.leaves((acting, key))))
         for i, value in zip(self._before, before, strict=True):
             self._values[i] = value
         self._rows = list(zip(self._each_step, each_step, strict=True))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..algorithms import of
 from ..collect import HostCollector, scan_rollout, start_stream
+from ..packing import packing_last, unpack
 from ..types import EnvironmentSpec, HostEnvironment, PyTree, Rollout
 from .checkpoint import Checkpoint
 from .episodes import Ended, Recent, Running, follow
@@ -26,9 +27,9 @@ class NonFiniteError(FloatingPointError):
 class Result(NamedTuple):
     """What one iteration gives besides the new state of the learner."""
 
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Any]
     ended: Ended
-    finite: jax.Array  # [] bool; where false the learner was left as it was
+    finite: Any  # [] bool; where false the learner was left as it was
 
 
 def finite(tree: PyTree) -> jax.Array:
@@ -83,7 +84,6 @@ class Engine:
         began = time.perf_counter()
         self.seconds = {}
         result = self._iterate(np.int32(self.iteration), np.float32(self.iteration / self.num_iterations))
-        result = jax.device_get(result)
         if not result.finite:
             self._explain_non_finite(result.metrics)
         self.iteration += 1
@@ -123,7 +123,7 @@ class DeviceEngine(Engine):
         act = partial(self.act, self.learner.acting)
         self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
-        self._program = jax.jit(self._whole_iteration, compiler_options=compiler_options())
+        self._program = jax.jit(packing_last(self._whole_iteration), compiler_options=compiler_options())
 
     def _collect(self, learner: PyTree, stream: PyTree, key: jax.Array, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
         act = partial(self.act, learner.acting)
@@ -138,8 +138,9 @@ class DeviceEngine(Engine):
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
         keys = self.acting_key, self.updating_key
-        learner, stream, running, result = self._program(self.learner, self.stream, self.running, *keys, index, progress)
-        if not bool(result.finite):
+        learner, stream, running, packed = self._program(self.learner, self.stream, self.running, *keys, index, progress)
+        result: Result = unpack(packed)
+        if not result.finite:
             _, rollout = self._collect_program(self.learner, self.stream, self.acting_key, index, progress)
             name_non_finite(rollout)
         self.learner, self.stream, self.running = learner, stream, running
@@ -169,7 +170,7 @@ class HostEngine(Engine):
     def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
-        self._program = jax.jit(self.learn, compiler_options=compiler_options())
+        self._program = jax.jit(packing_last(self.learn), compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
 
     def _iterate(self, index: np.int32, progress: np.float32) -> Result:
@@ -177,8 +178,9 @@ class HostEngine(Engine):
         rollout = self.collector.collect(self.learner.acting, progress, self._fold_in(self.acting_key, index))
         began = time.perf_counter()
         # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
-        learner, self.running, result = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, index))
-        self.learner = learner
+        ready = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, index))
+        self.learner, self.running, packed = ready
+        result: Result = unpack(packed)
         self.seconds = {**self.collector.seconds, "learning": time.perf_counter() - began}
         return result
 
