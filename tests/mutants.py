@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("the last row of a batch goes on", "math/episodes.py", ".at[-1].set(False)", "", "math/test_returns.py math/test_credit.py"),
     Mutant("an episode's sum at its end alone", "math/episodes.py", "return linear_recurrence(sum_at_end, goes_on, reverse=True)", "return sum_at_end", "math/test_credit.py math/test_returns.py math/test_importance.py"),
     # Policy gradients
-    Mutant("score function: descends", "math/policy_gradient.py", "return -jax.lax.stop_gradient(advantage) * log_prob", "return jax.lax.stop_gradient(advantage) * log_prob", "math/test_policy_gradient.py"),
+    Mutant("score function: descends", "math/policy_gradient.py", "return -jax.lax.stop_gradient(advantage) * log_prob", "return jax.lax.stop_gradient(advantage) * log_prob", "math/test_credit.py"),
     Mutant("score function: gradient through the advantage", "math/policy_gradient.py", "return -jax.lax.stop_gradient(advantage) * log_prob", "return -advantage * log_prob", "math/test_policy_gradient.py"),
     Mutant("ratio: upside down", "math/policy_gradient.py", "return _weight(log_prob - jax.lax.stop_gradient(old_log_prob))", "return _weight(jax.lax.stop_gradient(old_log_prob) - log_prob)", "math/test_policy_gradient.py math/test_importance.py"),
     Mutant("ratio: gradient through the old policy", "math/policy_gradient.py", "return _weight(log_prob - jax.lax.stop_gradient(old_log_prob))", "return _weight(log_prob - old_log_prob)", "math/test_policy_gradient.py math/test_importance.py"),

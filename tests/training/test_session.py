@@ -19,6 +19,7 @@ from support import BATCH, SMALL, bits, metrics, steps_saved
 import surefoot as sf
 from surefoot.training import session
 from surefoot.training.checkpoint import CheckpointError, RunLocked, lock, newest, save
+from surefoot.training.presets import with_settings
 from surefoot.training.session import create_directory, read_record, whole_number
 
 STEPS = 3 * BATCH
@@ -199,6 +200,20 @@ def test_more_steps_can_be_asked_for_afterwards(run: Path) -> None:
     edit(run, steps=5 * BATCH)
     sf.resume(run, progress=False)
     assert [row["step"] // BATCH for row in metrics(run)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize("config", [sf.PPO(num_steps=16, minibatch_size=64, sequence_length=8, epochs=2), sf.A2C(), sf.TRPO(num_steps=16)])
+def test_a_memory_goes_on_where_it_was(config: Any, env: str, tmp_path: Path) -> None:
+    config = with_settings(config, {"memory": "gru", "memory_size": 8, "hidden": (8,)})
+    steps, where = 6 * 8 * config.num_steps, {name: tmp_path / name for name in ("whole", "halves")}
+    for _ in sf.iterate(config, env, steps=steps, seed=3, preset=False, out=where["whole"]):
+        pass
+    for report in sf.iterate(config, env, steps=steps, seed=3, preset=False, out=where["halves"]):
+        if report.step >= steps // 2:
+            break
+    sf.resume(where["halves"], progress=False)
+    assert bits(where["halves"]) == bits(where["whole"])
 
 
 def test_other_versions_are_announced(run: Path) -> None:
