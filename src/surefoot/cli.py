@@ -26,6 +26,7 @@ USAGE = """usage: surefoot VERB ...
   train --resume RUN    continue a run that was stopped
   eval RUN              play whole episodes with a run's policy
   plot RUN...           draw learning curves
+  figure NAME           draw a figure that explains, such as cliff
   record RUN OUT        film episodes into a .mp4 or .gif
   watch RUN             play episodes in a window
   list algorithms|envs  what there is to choose from
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "eval": _eval,
         "plot": _plot,
+        "figure": _figure,
         "record": _record,
         "watch": _watch,
         "list": _list,
@@ -143,6 +145,16 @@ class PlotOptions:
     """Run directories, or those of several seeds."""
     out: Path | None = None
     """The picture, .png or .svg; by default curve.png in the first directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FigureOptions:
+    """Draw a figure that explains, and say what it shows."""
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME")]
+    """Which figure."""
+    out: Path | None = None
+    """The picture, .png or .svg; by default NAME.png here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,6 +351,19 @@ def _plot(argv: list[str]) -> None:
     out = options.out or options.runs[0] / "curve.png"
     plot(options.runs, out)
     print(out)
+
+
+def _figure(argv: list[str]) -> None:
+    from .report import figures
+
+    options = parse(FigureOptions, argv, "figure", f"{FigureOptions.__doc__} Figures: {', '.join(figures.FIGURES)}.")
+    try:
+        sentence = figures.sentence(options.name)
+    except ValueError as error:
+        fail(str(error), code=2)
+    out = options.out or Path(f"{options.name}.png")
+    figures.write(options.name, out)
+    print(f"{sentence}\nfigure {out}")
 
 
 def _record(argv: list[str]) -> None:

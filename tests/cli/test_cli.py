@@ -136,6 +136,10 @@ def test_the_help_of_an_algorithm_shows_every_setting_with_its_docstring_and_def
         ("eval nowhere", 1, ["nowhere holds no run"]),
         ("plot", 2, ["plot expects at least one run directory"]),
         ("plot nowhere", 1, ["nowhere holds no run"]),
+        ("figure", 2, ["NAME"]),
+        ("figure clif", 2, ["There is no figure 'clif', did you mean 'cliff'? Figures: cliff, importance, clip, "]),
+        ("figure clip --out clip.gif", 1, ["A figure is written to a .png or .svg, got 'clip.gif'"]),
+        ("figure clip --out no/clip.png", 1, ["There is no directory no to write clip.png into; make it first."]),
         ("list", 2, ["list expects 'algorithms' or 'envs'"]),
         ("list algoritms", 2, ["list expects 'algorithms' or 'envs', got 'algoritms', did you mean 'algorithms'?"]),
         ("check", 2, ["ENV"]),
@@ -255,6 +259,16 @@ def test_plots(run: Path, cli: Callable[..., tuple[str, str]], tmp_path: Path) -
     assert cli("plot", "seeds", "seeds/seed-0") == ("seeds/curve.png\n", "")
     assert re.fullmatch(r"surefoot: .*'no/where.png'\n", cli("plot", "run", "--out", "no/where.png", code=1)[1])
     assert "Format 'docx' is not supported" in cli("plot", "run", "--out", "curve.docx", code=1)[1]
+
+
+def test_figures(cli: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    from surefoot.report.figures import FIGURES, sentence
+
+    assert cli("figure", "clip") == (f"{sentence('clip')}\nfigure clip.png\n", "")
+    assert cli("figure", "clip", "--out", "other.svg") == (f"{sentence('clip')}\nfigure other.svg\n", "")
+    assert (tmp_path / "clip.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "other.svg").read_bytes().startswith(SVG)
+    assert f"Figures: {', '.join(FIGURES)}." in cli("figure", "--help")[0]
 
 
 def test_evaluations(run: Path, cli: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Blocks of one page run in order, in one directory. Python blocks share their names; one that begins with `# name.py` is saved as
 that file too. Shell lines that call `surefoot` or `python` run; those that call `make` or `pip` are held against the Makefile
-and pyproject.toml. Blocks marked `text` are samples of output.
+and pyproject.toml. Blocks marked `text` are samples of output, those marked `math` are formulas.
 """
 
 import os
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-CHINESE = ROOT / "README.zh-CN.md"
+CHINESE = [page for page in PAGES if page.name.endswith(".zh-CN.md")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -31,11 +31,11 @@ def blocks(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_says_what_it_is(page):
-    assert {language for language, _ in blocks(page)} <= {"sh", "python", "text"}
+    assert {language for language, _ in blocks(page)} <= {"sh", "python", "text", "math"}
     assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence is not closed, or is indented"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != CHINESE and blocks(page)], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE and blocks(page)], ids=name)
 def test_the_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -85,8 +85,9 @@ def test_every_file_that_is_named_is_there(page):
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_the_chinese_readme_shows_the_same_code_and_the_same_sections():
-    english, chinese = ROOT / "README.md", CHINESE
+@pytest.mark.parametrize("chinese", CHINESE, ids=name)
+def test_a_chinese_page_shows_the_same_code_and_the_same_sections(chinese):
+    english = chinese.with_name(chinese.name.replace(".zh-CN", ""))
     assert blocks(english) == blocks(chinese)
     assert english.read_text().count("\n## ") == chinese.read_text().count("\n## ")
     first_column = re.compile(r"^\| (`.*?) \|", re.MULTILINE)

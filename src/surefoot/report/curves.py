@@ -141,7 +141,7 @@ def draw(drawn: Sequence[Experiment]) -> Figure:
 
 
 def decorate(axes: Axes, drawn: Sequence[Experiment]) -> None:
-    """Title, axis labels with units, and no more lines than are needed."""
+    """Title and axis labels with units."""
     title = " and ".join(dict.fromkeys(experiment.settings["environment"] for experiment in drawn))
     notes = ["mean and its 95 % bootstrap interval"] if any(len(experiment.seeds) > 1 for experiment in drawn) else []
     if len(drawn) == 1:
@@ -153,24 +153,32 @@ def decorate(axes: Axes, drawn: Sequence[Experiment]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0)
     axes.set_xlim(left=0)
+    tidy(axes)
+
+
+def tidy(axes: Axes) -> None:
+    """No more lines than are needed."""
     axes.grid(axis="y", color="#e0e0e0", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=3)
+    axes.tick_params(colors=INK, length=3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#a0a0a0")
 
 
-def write_names(axes: Axes, ends: Sequence[tuple[float, str, dict[str, Any]]]) -> None:
-    """Each name with a piece of its line at the height where the line ends, moved apart where they would touch."""
-    bottom, top = axes.get_ylim()
-    order, gap = sorted(ends, key=lambda end: end[0]), 0.11 * (top - bottom)
-    heights = [height for height, _, _ in order]
+def write_names(axes: Axes, ends: Sequence[tuple[float, str, dict[str, Any]]], *, gap: float = 0.11) -> None:
+    """Each name with a piece of its line at the height where the line ends, moved `gap` of the axes' height apart.
+
+    The default is enough for names of two lines in a picture of one panel.
+    """
+    order = sorted(ends, key=lambda end: end[0])
+    axes.autoscale_view()
+    in_axes = axes.transScale + axes.transLimits
+    heights = [float(in_axes.transform((1.0, height))[1]) for height, _, _ in order]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
-    heights[-1] = min(heights[-1], top)
+    heights[-1] = min(heights[-1], 1.0)
     for i in reversed(range(len(heights) - 1)):
         heights[i] = min(heights[i], heights[i + 1] - gap)
     for height, (_, name, style) in zip(heights, order, strict=True):
-        axes.plot([1.015, 1.05], [height, height], **style, linewidth=2, transform=axes.get_yaxis_transform(), clip_on=False)
-        axes.text(1.06, height, name, va="center", fontsize=9, color=INK, transform=axes.get_yaxis_transform())
-    axes.set_ylim(bottom, top)
+        axes.plot([1.015, 1.05], [height, height], **style, linewidth=2, transform=axes.transAxes, clip_on=False)
+        axes.text(1.06, height, name, va="center", fontsize=9, color=INK, transform=axes.transAxes)
