@@ -7,6 +7,7 @@ from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
 from .algorithms.reinforce import REINFORCE
 from .algorithms.trpo import TRPO
+from .algorithms.trpo_penalty import TRPOPenalty
 from .algorithms.vpg_adaptive import VPGAdaptive
 from .api import Run, iterate, load, resume, train
 from .training.checkpoint import CheckpointError
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "Run",
     "Stopped",
+    "TRPOPenalty",
     "VPGAdaptive",
     "iterate",
     "load",

@@ -1,4 +1,4 @@
-"""Curvature, conjugate gradient, step length and line search against dense linear algebra (P7)."""
+"""Curvature, conjugate gradient, step length and line search against dense linear algebra (P7), and the price of divergence (P8)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from surefoot.math.trust_region import (
     backtracking_line_search,
     conjugate_gradient,
     curvature_product,
+    dual_ascent,
     trust_region_scale,
 )
 
@@ -196,3 +197,30 @@ def test_the_step_size_follows_factor_and_tolerance():
     assert adaptive_step_size(3.0, 0.016, target=0.01, factor=3.0, tolerance=1.5) == 1.0
     assert adaptive_step_size(3.0, 0.014, target=0.01, factor=3.0, tolerance=1.5) == 3.0
     assert adaptive_step_size(3.0, 0.006, target=0.01, factor=3.0, tolerance=1.5) == 9.0
+
+
+# The price of the divergence
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"), [(0.01, 2.0), (0.03, 3.0), (0.0, 1.5), (-1.0, 0.0), (-0.03, 0.0), (-0.029, 0.05), (np.inf, np.inf)]
+)
+def test_the_multiplier_rises_beyond_the_bound_falls_within_it_and_is_never_negative(divergence, expected):
+    after = compiled(dual_ascent, jnp.asarray(2.0), jnp.asarray(divergence), max_divergence=0.01, step_size=50.0)
+    np.testing.assert_allclose(after, expected, **TOLERANCE)
+
+
+def test_the_multiplier_climbs_the_dual():
+    """Maximising g x under x^2 / 2 <= b: the dual is g^2 / (2 m) + m b, least at m = g / sqrt(2 b), where the bound is met."""
+    g, b = 0.3, 0.01
+
+    def dual(m):
+        return g**2 / (2 * m) + m * b
+
+    for m in (0.5, 2.0, 4.0):
+        maximiser = g / m
+        np.testing.assert_allclose(dual_ascent(m, maximiser**2 / 2, max_divergence=b, step_size=1.0), m - jax.grad(dual)(m), **TOLERANCE)
+    m = 0.5
+    for _ in range(200):
+        m = dual_ascent(m, (g / m) ** 2 / 2, max_divergence=b, step_size=20.0)
+    np.testing.assert_allclose(m, g / np.sqrt(2 * b), **TOLERANCE)

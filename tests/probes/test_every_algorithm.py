@@ -17,6 +17,7 @@ from surefoot.algorithms.ppo import PPO
 from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
 from surefoot.algorithms.trpo import TRPO
+from surefoot.algorithms.trpo_penalty import TRPOPenalty
 from surefoot.algorithms.vpg_adaptive import VPGAdaptive
 from surefoot.collect import scan_rollout, start_stream
 from surefoot.envs.probes import Probe, ProbeId, expectation
@@ -31,6 +32,7 @@ SETTINGS: dict[str, Any] = {  # and iterations
     "vpg-adaptive": (VPGAdaptive(**COMMON, **CRITIC, target_kl=0.01, learning_rate=2e-2), 60),
     "a2c": (A2C(**SHARED, learning_rate=2e-2), 1000),
     "trpo": (TRPO(**COMMON, **CRITIC, max_kl=0.02), 25),
+    "trpo-penalty": (TRPOPenalty(**COMMON, **CRITIC, max_kl=0.02), 25),
     "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "ppo": (PPO(**COMMON, epochs=4, learning_rate=1e-2), 40),
 }

@@ -270,6 +270,21 @@ FLAGS = {
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
     },
+    "trpo-penalty": SHARED
+    | {
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "max_kl": 0.01,
+        "kl_direction": "old||new",
+        "multiplier": 2.0,
+        "multiplier_step_size": 10.0,
+        "inner_steps": 30,
+        "learning_rate": 1e-2,
+        "num_steps": 256,
+        "critic_epochs": 10,
+        "minibatch_size": 64,
+        "critic_learning_rate": 1e-3,
+    },
     "a2c": SHARED
     | {
         "gamma": 0.99,
@@ -350,7 +365,7 @@ def test_bounds_of_ppo(name, inside, outside):
             PPO(**{name: value})
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "trpo"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "trpo", "trpo-penalty"])
 def test_a_shared_trunk_is_refused_where_the_critic_is_fitted_apart(algorithm):
     with pytest.raises(ValueError, match=r"fits its critic apart from the policy's step.*leave shared_trunk at False, or use ppo or a2c"):
         ALGORITHMS[algorithm].config(shared_trunk=True)

@@ -84,6 +84,16 @@ def backtracking_line_search(
     return jnp.where(is_accepted, jnp.power(jnp.asarray(factor, dtype), tries - 1), 0), tries
 
 
+def dual_ascent(multiplier: jax.Array, divergence: jax.Array, *, max_divergence: Scalar, step_size: Scalar) -> jax.Array:
+    """max(0, multiplier + step_size (divergence - max_divergence)): a step up the dual of maximising under divergence <= max_divergence.
+
+    The gradient of the dual in its multiplier is how far the maximiser of the Lagrangian breaks the bound, and a multiplier is never
+    negative. Boyd & Vandenberghe 2004, "Convex Optimization", sections 5.1 and 5.2.
+    """
+    check_same_shape(multiplier=multiplier, divergence=divergence)
+    return jnp.maximum(multiplier + step_size * (divergence - max_divergence), 0)
+
+
 def adaptive_step_size(step_size: jax.Array, kl: jax.Array, *, target: Scalar, factor: Scalar = 1.5, tolerance: Scalar = 2.0) -> jax.Array:
     """The step size after a step that went `kl` far: divided by `factor` above target x tolerance, times it below target / tolerance.
 
