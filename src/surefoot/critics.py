@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -36,28 +37,34 @@ class ValueTargets(NamedTuple):
     features: jax.Array  # the actor's
     value_target: jax.Array
     valid: jax.Array
+    action: jax.Array | None = None  # whose value is fitted; None where the critic gives that of the state
+
+
+def of_actions(values: jax.Array, action: jax.Array) -> jax.Array:
+    """Of values [..., A] of every action, those of the actions taken."""
+    return jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
 
 
 def fit_critic(
     config: Any, critic: Critic, optimiser: optax.OptState, targets: ValueTargets, key: jax.Array
 ) -> tuple[Critic, optax.OptState, dict[str, jax.Array]]:
-    """`config.critic_epochs` passes of Adam over the squared error, in minibatches of `config.minibatch_size`."""
+    """`config.critic_epochs` passes of Adam over the squared error, in minibatches of `config.minibatch_size`; None is the batch."""
 
     # All parameters in one vector: a step of Adam is then one small loop, and not one for each layer.
     flat, unravel = ravel_pytree(critic)
 
     def step(carry: tuple[jax.Array, optax.OptState], batch: ValueTargets) -> tuple[tuple[jax.Array, optax.OptState], dict[str, jax.Array]]:
         def loss(flat: jax.Array) -> jax.Array:
-            return masked_mean(
-                squared_value_loss(jax.vmap(jax.vmap(unravel(flat)))(batch.obs, batch.features), batch.value_target), batch.valid
-            )
+            value = jax.vmap(jax.vmap(unravel(flat)))(batch.obs, batch.features)
+            if batch.action is not None:
+                value = of_actions(value, batch.action)
+            return masked_mean(squared_value_loss(value, batch.value_target), batch.valid)
 
         flat, optimiser = carry
         value_loss, gradient = jax.value_and_grad(loss)(flat)
         change, optimiser = optax.adam(config.critic_learning_rate).update(gradient, optimiser)
         return (flat + change, optimiser), {"value_loss": value_loss}
 
-    (flat, optimiser), metrics = descend(
-        step, (flat, optimiser), targets, key, epochs=config.critic_epochs, minibatch_size=config.minibatch_size
-    )
+    size = targets.valid.size if config.minibatch_size is None else config.minibatch_size
+    (flat, optimiser), metrics = descend(step, (flat, optimiser), targets, key, epochs=config.critic_epochs, minibatch_size=size)
     return unravel(flat), optimiser, {"value_loss": metrics["value_loss"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from .math.returns import gae
 from .normalise import ReturnScale, normalise
 from .policies import Critic, Inputs, StochasticPolicy, distributions_of, features_after, features_of, inputs_of
 from .types import Observation, Rollout
+
+Evaluate = Callable[[Observation, jax.Array, Any], jax.Array]  # (obs, features, action_mask) of one row
 
 
 class Estimates(NamedTuple):
@@ -26,26 +29,36 @@ class Estimates(NamedTuple):
     scale: jax.Array  # [] that rewards were divided by
 
 
-def state_values(policy: StochasticPolicy, critic: Critic, rollout: Rollout, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """V(s) of every row and V of its true successor, both [T, N], by one pass of the critic over each observation."""
+def observe(policy: StochasticPolicy, rollout: Rollout) -> tuple[Inputs, jax.Array]:
+    """The inputs of a rollout, with the memory before each row, and the actor's features."""
+    inputs = inputs_of(policy, rollout)
+    features = features_of(policy.actor, inputs)
+    return inputs._replace(carry=jax.tree.map(lambda first: jnp.concatenate([first, features[:-1]]), inputs.carry)), features
 
-    def successor(obs: Observation, memory: jax.Array) -> jax.Array:
-        """V of raw observations [N, ...] that follow what the actor remembers."""
+
+def rows_and_successors(evaluate: Evaluate, policy: StochasticPolicy, rollout: Rollout, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`evaluate(obs, features, action_mask)` of every row and of its true successor, both [T, N], once for each observation."""
+
+    def successor(obs: Observation, memory: jax.Array, action_mask: Any) -> jax.Array:
+        """Of raw observations [N, ...] that follow what the actor remembers."""
         obs = normalise(policy.normaliser, obs)
-        return jax.vmap(critic)(obs, features_after(policy.actor, obs, memory))
+        return jax.vmap(evaluate)(obs, features_after(policy.actor, obs, memory), action_mask)
 
-    values = jax.vmap(jax.vmap(critic))(normalise(policy.normaliser, rollout.obs), features)
-    final_values = jax.vmap(successor)(rollout.final_obs, features)
-    following = jnp.concatenate([values[1:], successor(rollout.last_obs, features[-1])[None]])
+    values = jax.vmap(jax.vmap(evaluate))(normalise(policy.normaliser, rollout.obs), features, rollout.action_mask)
+    final_values = jax.vmap(successor)(rollout.final_obs, features, rollout.final_action_mask)
+    following = jnp.concatenate([values[1:], successor(rollout.last_obs, features[-1], rollout.last_action_mask)[None]])
     return values, jnp.where(rollout.terminated | rollout.truncated, final_values, following)
+
+
+def state_values(policy: StochasticPolicy, critic: Critic, rollout: Rollout, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """V(s) of every row and V of its true successor, both [T, N]."""
+    return rows_and_successors(lambda obs, features, _: critic(obs, features), policy, rollout, features)
 
 
 def estimate(config: Any, policy: StochasticPolicy, critic: Critic, return_scale: ReturnScale | None, rollout: Rollout) -> Estimates:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16) with `config.gamma` and `config.gae_lambda`."""
     scale = return_scale.scale() if return_scale is not None else jnp.ones(())
-    inputs = inputs_of(policy, rollout)
-    features = features_of(policy.actor, inputs)
-    inputs = inputs._replace(carry=jax.tree.map(lambda first: jnp.concatenate([first, features[:-1]]), inputs.carry))
+    inputs, features = observe(policy, rollout)
     value, next_value = state_values(policy, critic, rollout, features)
     flags = rollout.terminated, rollout.truncated
     advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)

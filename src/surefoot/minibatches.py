@@ -18,7 +18,7 @@ Loss = Callable[[jax.Array], tuple[jax.Array, Metrics]]
 def check_minibatch(config: Any, num_envs: int) -> None:
     """Raise a ValueError where `config.minibatch_size` does not divide the batch."""
     batch = config.num_steps * num_envs
-    if batch % config.minibatch_size:
+    if config.minibatch_size is not None and batch % config.minibatch_size:
         raise ValueError(
             f"minibatch_size={config.minibatch_size} does not divide the batch of {config.num_steps} steps x {num_envs} environments "
             f"= {batch} transitions; choose a divisor, or change num_steps or the number of environments."

@@ -90,23 +90,34 @@ class Actor(eqx.Module):
 
 
 class Critic(eqx.Module):
-    """One observation, and the actor's features where it reads them, to one value."""
+    """One observation, and the actor's features where it reads them, to one value, or to one for each action."""
 
     torso: Any  # None where the actor's is shared
     head: eqx.nn.Linear
     reads_memory: bool = eqx.field(static=True)
+    of_actions: bool = eqx.field(static=True)
 
-    def __init__(self, network: str, observation_space: gymnasium.Space[Any], key: jax.Array, *, memory_size: int = 0, **shape: Any):
+    def __init__(
+        self,
+        network: str,
+        observation_space: gymnasium.Space[Any],
+        key: jax.Array,
+        *,
+        memory_size: int = 0,
+        num_actions: int | None = None,
+        **shape: Any,
+    ):
         torso_key, head_key = jax.random.split(key)
         self.torso, features = build_torso(network, observation_space, torso_key, **shape)
-        self.head = orthogonal_linear(features + memory_size, 1, 1.0, head_key)
-        self.reads_memory = memory_size > 0
+        self.head = orthogonal_linear(features + memory_size, num_actions or 1, 1.0, head_key)
+        self.reads_memory, self.of_actions = memory_size > 0, num_actions is not None
 
     def __call__(self, obs: Observation, features: jax.Array) -> jax.Array:
-        if self.torso is None:
-            return self.head(features)[0]
-        own = self.torso(obs)
-        return self.head(jnp.concatenate([own, jax.lax.stop_gradient(features)]) if self.reads_memory else own)[0]
+        if self.torso is not None:
+            own = self.torso(obs)
+            features = jnp.concatenate([own, jax.lax.stop_gradient(features)]) if self.reads_memory else own
+        values = self.head(features)
+        return values if self.of_actions else values[0]
 
 
 class StochasticPolicy(NamedTuple):
@@ -130,6 +141,17 @@ def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: ja
     return StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None), critic
 
 
+def critic_of_actions(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> Critic:
+    """A critic with a value for each action; ValueError where they are not a single choice."""
+    if not isinstance(spec.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(
+            f"A critic of actions gives each of them a value, which needs a Discrete action space, and this is {spec.action_space}; "
+            "use critic='value'."
+        )
+    shape = {"hidden": config.hidden, "activation": config.activation, "num_actions": int(spec.action_space.n)}
+    return Critic(config.network, spec.observation_space, key, memory_size=config.memory_size if config.memory == "gru" else 0, **shape)
+
+
 class Inputs(NamedTuple):
     """What actor and critic are given of each row, [T, N, ...]: of a batch, or of sequences from it."""
 
@@ -141,8 +163,8 @@ class Inputs(NamedTuple):
 
 def inputs_of(policy: StochasticPolicy, rollout: Rollout) -> Inputs:
     """The inputs of a rollout, the memory that of its first row."""
-    carry = jax.tree.map(lambda x: x[None], rollout.carry)
-    return Inputs(normalise(policy.normaliser, rollout.obs), rollout.action_mask, rollout.time, carry)
+    obs = normalise(policy.normaliser, rollout.obs)
+    return Inputs(obs, rollout.action_mask, rollout.time, jax.tree.map(lambda x: x[None], rollout.carry))
 
 
 def features_after(actor: Actor, obs: Observation, carry: PyTree) -> jax.Array:
@@ -157,8 +179,7 @@ def features_of(actor: Actor, inputs: Inputs) -> jax.Array:
         return jax.vmap(jax.vmap(actor.torso))(inputs.obs)
 
     def step(carry: jax.Array, row: tuple[Observation, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        obs, time = row
-        return (features_after(actor, obs, begin_episodes(carry, time)),) * 2
+        return (features_after(actor, row[0], begin_episodes(carry, row[1])),) * 2
 
     return jax.lax.scan(step, inputs.carry[0], (inputs.obs, inputs.time))[1]
 

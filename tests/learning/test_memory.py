@@ -38,6 +38,7 @@ CONFIGS = {
     "ppo": sf.PPO(**COMMON, **PPO, memory="gru"),
     "ppo, shared trunk": sf.PPO(**COMMON, **PPO, memory="gru", shared_trunk=True),
     "ppo-penalty": sf.PPOPenalty(**COMMON, **PPO, memory="gru"),
+    "actor-critic": sf.ActorCritic(**COMMON | {"num_steps": 12}, memory="gru", learning_rate=3e-3),
     "a2c": sf.A2C(**COMMON | {"num_steps": 12}, memory="gru", optimiser="adam", learning_rate=3e-3, learning_rate_schedule="constant"),
     "trpo": sf.TRPO(**COMMON, memory="gru", max_kl=0.02),
     "trpo-penalty": sf.TRPOPenalty(**COMMON, memory="gru", max_kl=0.02),

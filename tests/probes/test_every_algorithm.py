@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import MultiBinary, MultiDiscrete
 
-from surefoot.algorithms import ALGORITHMS, named
+from surefoot.algorithms import ALGORITHMS, Algorithm, named
 from surefoot.algorithms.a2c import A2C
+from surefoot.algorithms.actor_critic import ActorCritic
 from surefoot.algorithms.ppo import PPO
 from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
@@ -20,16 +21,22 @@ from surefoot.algorithms.trpo import TRPO
 from surefoot.algorithms.trpo_penalty import TRPOPenalty
 from surefoot.algorithms.vpg_adaptive import VPGAdaptive
 from surefoot.collect import scan_rollout, start_stream
+from surefoot.critics import of_actions
 from surefoot.envs.probes import Probe, ProbeId, expectation
 from surefoot.normalise import normalise
 from surefoot.types import EnvironmentSpec
 
 SHARED = {"gamma": 0.8, "hidden": (16,), "normalise_reward": False}
 COMMON = SHARED | {"num_steps": 16, "minibatch_size": 64}
+ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False}
 CRITIC = {"critic_epochs": 8, "critic_learning_rate": 1e-2}
 SETTINGS: dict[str, Any] = {  # and iterations
     "reinforce": (REINFORCE(**COMMON, **CRITIC, window=8, learning_rate=2e-2), 60),
     "vpg-adaptive": (VPGAdaptive(**COMMON, **CRITIC, target_kl=0.01, learning_rate=2e-2), 60),
+    "actor-critic": (ActorCritic(**SHARED, **CRITIC, learning_rate=2e-2), 150),
+    "actor-critic, online": (ActorCritic(**SHARED, **ONLINE, learning_rate=1e-2, critic_learning_rate=1e-2), 1000),
+    "actor-critic, both": (ActorCritic(**SHARED, **CRITIC, critic="both", learning_rate=2e-2), 60),
+    "actor-critic, action_value": (ActorCritic(**SHARED, **CRITIC, critic="action_value", learning_rate=2e-2), 60),
     "a2c": (A2C(**SHARED, learning_rate=2e-2), 1000),
     "trpo": (TRPO(**COMMON, **CRITIC, max_kl=0.02), 25),
     "trpo-penalty": (TRPOPenalty(**COMMON, **CRITIC, max_kl=0.02), 25),
@@ -39,6 +46,11 @@ SETTINGS: dict[str, Any] = {  # and iterations
 NUM_ENVS = 16
 
 
+def algorithm_of(name: str) -> Algorithm:
+    """A name in SETTINGS is an algorithm's, and after a comma what is particular about the settings."""
+    return named(name.partition(",")[0])
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> Any:
     return learn_in(name, Probe(probe_id, continuous), key)
@@ -46,7 +58,7 @@ def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> A
 
 def learn_in(name: str, environment: Any, key: jax.Array) -> Any:
     """The learner after the iterations that SETTINGS has."""
-    algorithm, (config, iterations) = named(name), SETTINGS[name]
+    algorithm, (config, iterations) = algorithm_of(name), SETTINGS[name]
     spec = EnvironmentSpec(environment.name, environment.observation_space, environment.action_space, NUM_ENVS)
     state, stream = algorithm.init(config, spec, key), start_stream(environment, NUM_ENVS, key)
 
@@ -61,18 +73,34 @@ def learn_in(name: str, environment: Any, key: jax.Array) -> Any:
     return jax.lax.scan(iteration, (state, stream), jnp.arange(iterations))[0][0]
 
 
+def values_of(name: str, state: Any, obs: jax.Array) -> jax.Array:
+    """Of observations [S, ...]; a critic of actions alone has that of the most likely one."""
+    seen = normalise(state.acting.normaliser, obs)
+    if state.critic is not None:
+        return jax.vmap(state.critic, (0, None))(seen, None)
+    values = jax.vmap(state.action_critic, (0, None))(seen, None)
+    action, _ = algorithm_of(name).act(SETTINGS[name][0], state.acting, obs, None, None, None)
+    return of_actions(values, action)
+
+
+def test_every_algorithm_is_here() -> None:
+    assert {name.partition(",")[0] for name in SETTINGS} == set(ALGORITHMS)
+
+
 @pytest.mark.parametrize("probe", list(ProbeId), ids=lambda probe: probe.name.lower())
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_it_learns_the_value_and_the_action_of_each_probe(name: str, probe: ProbeId, continuous: bool) -> None:
+    if continuous and getattr(SETTINGS[name][0], "critic", "value") != "value":
+        pytest.skip("critics of actions are for discrete ones")
     state, config = learn(name, jnp.int32(probe), continuous, jax.random.key(1)), SETTINGS[name][0]
     expected = expectation(probe, config.gamma, continuous=continuous)
-    value = jax.vmap(state.critic, (0, None))(normalise(state.acting.normaliser, expected.obs), None)
+    value = values_of(name, state, jnp.asarray(expected.obs))
     # An exploring policy earns less than the best action where the action matters: the critic is right to lie below.
     tolerance = 0.1 if expected.action is None else 0.2
     np.testing.assert_allclose(value, expected.value, atol=tolerance)
     if expected.action is not None:
-        action, _ = named(name).act(config, state.acting, jnp.asarray(expected.obs), None, None, None)
+        action, _ = algorithm_of(name).act(config, state.acting, jnp.asarray(expected.obs), None, None, None)
         np.testing.assert_allclose(action, expected.action, atol=0.15 if continuous else 0)
 
 

@@ -270,6 +270,18 @@ FLAGS = {
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
     },
+    "actor-critic": SHARED
+    | {
+        "gamma": 0.99,
+        "critic": "value",
+        "target": "td",
+        "fit_first": True,
+        "num_steps": 16,
+        "learning_rate": 1e-3,
+        "critic_epochs": 10,
+        "minibatch_size": None,
+        "critic_learning_rate": 1e-3,
+    },
     "trpo-penalty": SHARED
     | {
         "gamma": 0.99,
@@ -365,7 +377,7 @@ def test_bounds_of_ppo(name, inside, outside):
             PPO(**{name: value})
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "trpo", "trpo-penalty"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "actor-critic", "trpo", "trpo-penalty"])
 def test_a_shared_trunk_is_refused_where_the_critic_is_fitted_apart(algorithm):
     with pytest.raises(ValueError, match=r"fits its critic apart from the policy's step.*leave shared_trunk at False, or use ppo or a2c"):
         ALGORITHMS[algorithm].config(shared_trunk=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import a2c, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
+from . import a2c, actor_critic, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
 
 
 class Algorithm(NamedTuple):
@@ -22,6 +22,7 @@ class Algorithm(NamedTuple):
 ALGORITHMS = {
     "reinforce": Algorithm("reinforce", reinforce.REINFORCE, reinforce.init, reinforce.act, reinforce.update),
     "vpg-adaptive": Algorithm("vpg-adaptive", vpg_adaptive.VPGAdaptive, vpg_adaptive.init, vpg_adaptive.act, vpg_adaptive.update),
+    "actor-critic": Algorithm("actor-critic", actor_critic.ActorCritic, actor_critic.init, actor_critic.act, actor_critic.update),
     "a2c": Algorithm("a2c", a2c.A2C, a2c.init, a2c.act, a2c.update),
     "trpo": Algorithm("trpo", trpo.TRPO, trpo.init, trpo.act, trpo.update),
     "trpo-penalty": Algorithm("trpo-penalty", trpo_penalty.TRPOPenalty, trpo_penalty.init, trpo_penalty.act, trpo_penalty.update),

@@ -19,6 +19,8 @@ from .checkpoint import Checkpoint
 from .episodes import Ended, Recent, Running, follow
 from .seeding import key_for, seed_for
 
+FUSED_STEPS = 16  # of each device environment: as many iterations as fit into them are one call, which costs as much as ten steps
+
 
 class NonFiniteError(FloatingPointError):
     """Something was NaN or infinite. The parameters are those from before it, all finite."""
@@ -51,13 +53,15 @@ class Engine:
         self.algorithm = of(config)
         self.batch_steps = config.num_steps * spec.num_envs
         self.iteration = 0
+        self.fused = 1  # iterations in one call, of which the last has fewer
         self.num_iterations = max(1, -(-total_steps // self.batch_steps))
         self.learner = jax.jit(partial(self.algorithm.init, config, spec))(key_for(seed, "parameters"))
         # Arguments of the compiled programs and not constants in them, so that every seed runs the same program.
         self.acting_key, self.updating_key = key_for(seed, "acting"), key_for(seed, "updating")
         self.running = Running.start(spec.num_envs)
         self.recent = Recent()
-        self.seconds: dict[str, float] = {}  # of the last iteration, by part
+        self.steps_advanced = 0  # environment steps of the last call
+        self.seconds: dict[str, float] = {}  # of the last call, by part
 
     @property
     def step(self) -> int:
@@ -80,19 +84,25 @@ class Engine:
         return updated, running, Result(metrics, ended, fine)
 
     def advance(self) -> dict[str, Any]:
-        """Run one iteration; its metrics, as numbers (None where there is nothing to report)."""
+        """Run one iteration, or several short ones; their mean metrics, as numbers (None where there is nothing to report)."""
         began = time.perf_counter()
         self.seconds = {}
-        result = self._iterate(np.int32(self.iteration), np.float32(self.iteration / self.num_iterations))
+        index = self.iteration + np.arange(max(1, min(self.fused, self.num_iterations - self.iteration)))
+        result = self._iterate(index.astype(np.int32), (index / self.num_iterations).astype(np.float32))
+        if not result.finite and len(index) > 1:
+            self.fused = 1  # nothing was kept of this call: one iteration at a time finds the one that was not finite
+            return self.advance()
         if not result.finite:
             self._explain_non_finite(result.metrics)
-        self.iteration += 1
+        self.iteration += len(index)
+        self.steps_advanced = len(index) * self.batch_steps
         self.seconds["total"] = time.perf_counter() - began
         episodes = self.recent.take(result.ended)
         assert not episodes.keys() & result.metrics.keys(), f"{self.algorithm.name} reports what the engine reports"
         return {name: _number(value) for name, value in {**episodes, **dict(sorted(result.metrics.items()))}.items()}
 
-    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
+        """The iterations `index` [K] after these fractions of the run [K]; of several nothing is kept unless all are finite."""
         raise NotImplementedError
 
     def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
@@ -115,7 +125,7 @@ class Engine:
 
 
 class DeviceEngine(Engine):
-    """Environment, policy and update in one compiled call per iteration."""
+    """Environment, policy and update in one compiled call per iteration, or for several iterations that are short."""
 
     def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
@@ -123,7 +133,10 @@ class DeviceEngine(Engine):
         act = partial(self.act, self.learner.acting)
         self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
-        self._program = jax.jit(packing_last(self._whole_iteration), compiler_options=compiler_options())
+        self.fused = self.room = max(1, FUSED_STEPS // config.num_steps)
+        self._program = jax.jit(
+            packing_last(self._iterations if self.room > 1 else self._whole_iteration), compiler_options=compiler_options()
+        )
 
     def _collect(self, learner: PyTree, stream: PyTree, key: jax.Array, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
         act = partial(self.act, learner.acting)
@@ -136,12 +149,39 @@ class DeviceEngine(Engine):
         learner, running, result = self.learn(learner, running, rollout, updating_key, index)
         return learner, stream, running, result
 
-    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+    def _iterations(
+        self, learner: PyTree, stream: PyTree, running: Running, acting_key: jax.Array, updating_key: jax.Array, index: Any, progress: Any
+    ) -> Any:
+        """Those of the iterations `index` [K] that are not negative, which come first; their mean metrics, and all that ended."""
+
+        def iteration(i: jax.Array, carry: tuple[Any, Result]) -> tuple[Any, Result]:
+            state, results = carry
+            *state, result = self._whole_iteration(*state, acting_key, updating_key, index[i], progress[i])
+            return tuple(state), jax.tree.map(lambda all_of_them, one: all_of_them.at[i].set(one), results, result)
+
+        start = learner, stream, running
+        shapes = jax.eval_shape(self._whole_iteration, *start, acting_key, updating_key, index[0], progress[0])[3]
+        metrics = {name: jnp.full(len(index), jnp.nan) for name in shapes.metrics}
+        ended = jax.tree.map(lambda x: jnp.zeros((len(index), *x.shape), x.dtype), shapes.ended)
+        # How often it is passed through is not known to the compiler, so that the bits do not depend on it.
+        count = jnp.sum(index >= 0)
+        state, results = jax.lax.fori_loop(0, count, iteration, (start, Result(metrics, ended, jnp.ones(len(index), bool))))
+        metrics = {name: jnp.nanmean(x) for name, x in results.metrics.items()}
+        ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results.ended)  # [K, T, N] -> [K T, N]
+        return *state, Result(metrics, ended, jnp.all(results.finite))
+
+    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
+        when = index[0], progress[0]
+        if self.room > 1:
+            missing = self.room - len(index)
+            when = np.pad(index, (0, missing), constant_values=-1), np.pad(progress, (0, missing))
         keys = self.acting_key, self.updating_key
-        learner, stream, running, packed = self._program(self.learner, self.stream, self.running, *keys, index, progress)
+        learner, stream, running, packed = self._program(self.learner, self.stream, self.running, *keys, *when)
         result: Result = unpack(packed)
         if not result.finite:
-            _, rollout = self._collect_program(self.learner, self.stream, self.acting_key, index, progress)
+            if len(index) > 1:
+                return result
+            _, rollout = self._collect_program(self.learner, self.stream, self.acting_key, index[0], progress[0])
             name_non_finite(rollout)
         self.learner, self.stream, self.running = learner, stream, running
         return result
@@ -164,6 +204,18 @@ class DeviceEngine(Engine):
         self.running = checkpoint.restore("running", self.running)
 
 
+def joined(results: list[Result]) -> Result:
+    """Several iterations as one: the mean of what is known of each metric, and all episodes that ended."""
+    if len(results) == 1:
+        return results[0]
+    metrics = {}
+    for name in results[0].metrics:
+        every = np.array([result.metrics[name] for result in results])
+        metrics[name] = every[~np.isnan(every)].mean() if not np.isnan(every).all() else np.nan
+    ended = jax.tree.map(lambda *parts: np.concatenate(parts), *[result.ended for result in results])
+    return Result(metrics, ended, np.True_)
+
+
 class HostEngine(Engine):
     """A Python loop over the environment with one small compiled call per vector step, and one for the whole update."""
 
@@ -172,17 +224,25 @@ class HostEngine(Engine):
         self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
         self._program = jax.jit(packing_last(self.learn), compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
+        self.fused = max(1, FUSED_STEPS // config.num_steps)
 
-    def _iterate(self, index: np.int32, progress: np.float32) -> Result:
+    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
         self.collector.seconds = {"environment": 0.0, "acting": 0.0}
-        rollout = self.collector.collect(self.learner.acting, progress, self._fold_in(self.acting_key, index))
-        began = time.perf_counter()
-        # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
-        ready = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, index))
-        self.learner, self.running, packed = ready
-        result: Result = unpack(packed)
-        self.seconds = {**self.collector.seconds, "learning": time.perf_counter() - began}
-        return result
+        results: list[Result] = []
+        learning = 0.0
+        for i, done in zip(index, progress, strict=True):
+            rollout = self.collector.collect(self.learner.acting, done, self._fold_in(self.acting_key, i))
+            began = time.perf_counter()
+            # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
+            ready = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, i))
+            self.learner, self.running, packed = ready
+            results.append(unpack(packed))
+            learning += time.perf_counter() - began
+            if not results[-1].finite:
+                self.iteration = int(i)  # those before it have been learned from
+                self._explain_non_finite(results[-1].metrics)
+        self.seconds = {**self.collector.seconds, "learning": learning}
+        return joined(results)
 
     def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
         trees, info = super().snapshot()

@@ -159,7 +159,7 @@ class Session:
         parts = dict(self.engine.seconds)
         total = parts.pop("total")
         shares = {f"time/{name}": round(seconds / total, 4) for name, seconds in parts.items()}
-        return {"time/steps_per_second": round(self.engine.batch_steps / total, 1), "time/seconds": round(self.seconds, 3), **shares}
+        return {"time/steps_per_second": round(self.engine.steps_advanced / total, 1), "time/seconds": round(self.seconds, 3), **shares}
 
     def _save(self, logs: Logs) -> bool:
         """Write the policy and a checkpoint; a full disk is a warning, since the run and its last checkpoint are intact."""

@@ -1,0 +1,370 @@
+"""Actor-critic: its gradient summed over every trajectory of the oracle, whole updates in loops, both forms and every critic."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, part, table_spec, values_of, with_reset_rows
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from jax.flatten_util import ravel_pytree
+from oracle import TOLERANCE
+
+from surefoot.algorithms import actor_critic
+from surefoot.algorithms.actor_critic import ActorCritic, judge
+from surefoot.audit import step_audit
+from surefoot.critics import critic_optimiser
+from surefoot.distributions import Categorical
+from surefoot.estimates import observe
+from surefoot.policies import StochasticPolicy
+from surefoot.types import EnvironmentSpec
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+MDP = oracle.random_mdp(0, discount=1.0)
+BATCH = oracle.trajectories(MDP)
+CRITICS = ["value", "action_value", "both"]
+ROWS = 8
+SPEC = table_spec(num_observations=5, num_actions=3, num_envs=2)
+Plain = partial(ActorCritic, normalise_reward=False, normalise_observation=False)
+Whole = partial(Plain, num_steps=ROWS, gamma=0.9, learning_rate=0.1, critic_learning_rate=0.2, critic_epochs=3)
+Online = partial(Plain, num_steps=1, critic_epochs=1, fit_first=False)
+
+update = jax.jit(lambda config, state, rollout: actor_critic.update(config, state, rollout, None, jax.random.key(0)), static_argnums=0)
+
+
+class ActionTable(eqx.Module):
+    """A critic of actions: a value for each at each observation."""
+
+    values: jax.Array
+
+    def __call__(self, obs, features):
+        return self.values[obs]
+
+
+def first_state(config, logits=None, values=None, action_values=None, spec=SPEC):
+    rng, size, num_actions = np.random.default_rng(5), spec.observation_space.n, spec.action_space.n
+    start = actor_critic.init(config, spec, jax.random.key(0))
+    actor = Table(jnp.asarray(rng.normal(size=(size, num_actions)) if logits is None else logits))
+    critic = ValueTable(jnp.asarray(rng.normal(size=size) if values is None else values))
+    action_critic = ActionTable(jnp.asarray(rng.normal(size=(size, num_actions)) if action_values is None else action_values))
+    has_critic, has_action_critic = config.critic != "action_value", config.critic != "value"
+    return start._replace(
+        acting=StochasticPolicy(actor, None),
+        critic=critic if has_critic else None,
+        action_critic=action_critic if has_action_critic else None,
+        optimiser=jax.tree.map(lambda x: jnp.zeros(actor.logits.size) if x.ndim else x, start.optimiser),
+        critic_optimiser=critic_optimiser(config, critic) if has_critic else None,
+        action_critic_optimiser=critic_optimiser(config, action_critic) if has_action_critic else None,
+    )
+
+
+def parameters(state):
+    return np.asarray(ravel_pytree((state.acting.actor, state.critic, state.action_critic))[0])
+
+
+def logits(state):
+    return np.asarray(state.acting.actor.logits)
+
+
+# The gradient on the oracle
+
+
+def mean_update(config):
+    """What an update makes of each trajectory with exact critics, and their expectation [D], as ascent; one environment."""
+    theta = oracle.random_logits(MDP, 1)
+    value, action_value = oracle.values(MDP, theta)
+    action_value = np.concatenate([action_value, np.zeros((1, *action_value.shape[1:]))])  # none is left at the horizon
+    spec = table_spec(value.size, 2, 1)
+    state = first_state(config, theta, value.ravel(), (~MDP.terminal[:, None] * action_value).reshape(value.size, 2), spec)
+    every = oracle_rollout(MDP, BATCH)
+
+    def ascent(rows):
+        rollout = every._replace(**jax.tree.map(lambda x: x[:, None], rows), last_obs=rows["final_obs"][-1:])
+        total = 0.0
+        for begin in range(0, MDP.horizon, config.num_steps):
+            batch = part(rollout, begin, begin + config.num_steps)
+            batch = batch._replace(last_obs=batch.final_obs[-1])
+            after, _ = actor_critic.update(config, state, batch, None, jax.random.key(0))
+            # Adam's first moment, begun anew, is a tenth of the gradient; the loss is a mean over rows.
+            total += -10.0 * jnp.sum(batch.valid) * after.optimiser.mu
+        return total
+
+    estimates = oracle.compiled(jax.vmap(ascent, in_axes=1), {name: jnp.asarray(getattr(every, name)) for name in PER_ROW})
+    return oracle.probability(theta, BATCH) @ estimates, oracle.objective_gradient(MDP, theta)
+
+
+@pytest.mark.parametrize("target", ["td", "monte_carlo"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_an_update_follows_the_policy_gradient(critic, target):
+    mean, gradient = mean_update(Plain(gamma=1.0, critic=critic, target=target, num_steps=3, fit_first=False))
+    np.testing.assert_allclose(mean, gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_online_updates_of_an_episode_follow_the_policy_gradient(critic):
+    mean, gradient = mean_update(Online(gamma=1.0, critic=critic))
+    np.testing.assert_allclose(mean, gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_critics_fitted_to_the_batch_that_they_judge_are_biased_by_it(critic):
+    settings = {"gamma": 1.0, "critic": critic, "num_steps": 3, "critic_epochs": 5}
+    mean, gradient = mean_update(Plain(**settings, critic_learning_rate=0.1))
+    assert np.max(np.abs(mean - gradient)) > 0.01
+    mean, gradient = mean_update(Plain(**settings, critic_learning_rate=1e-14))
+    np.testing.assert_allclose(mean, gradient, **TOLERANCE)
+
+
+# Whole updates in loops, on batches of 8 rows of 2 environments
+
+
+class Adam:
+    def __init__(self, size):
+        self.count, self.first, self.second = 0, np.zeros(size), np.zeros(size)
+
+    def step(self, gradient):
+        self.count += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        return self.first / (1 - 0.9**self.count) / (np.sqrt(self.second / (1 - 0.999**self.count)) + 1e-8)
+
+
+class ByDefinition:
+    """Tables of the actor and of the critics, moved as the paper's words say."""
+
+    def __init__(self, config, state):
+        self.config, self.theta = config, logits(state).copy()
+        self.value = None if state.critic is None else np.array(state.critic.values)
+        self.action_value = None if state.action_critic is None else np.array(state.action_critic.values)
+        self.adam = {
+            name: Adam(getattr(self, name).shape) for name in ("theta", "value", "action_value") if getattr(self, name) is not None
+        }
+
+    def probs(self, obs):
+        return np.exp(self.theta[obs]) / np.exp(self.theta[obs]).sum()
+
+    def value_at(self, obs):
+        return self.value[obs] if self.value is not None else self.probs(obs) @ self.action_value[obs]
+
+    def next_value(self, rollout, t, n):
+        if rollout.terminated[t, n]:
+            return 0.0
+        if rollout.truncated[t, n]:
+            return self.value_at(rollout.final_obs[t, n])
+        return self.value_at(rollout.last_obs[n] if t == len(rollout.time) - 1 else rollout.obs[t + 1, n])
+
+    def targets(self, rollout):
+        target = np.zeros(rollout.time.shape)
+        for t, n in reversed(list(np.ndindex(target.shape))):
+            following = self.next_value(rollout, t, n)
+            within = t < len(target) - 1 and not (rollout.terminated[t, n] or rollout.truncated[t, n])
+            if self.config.target == "monte_carlo" and within:
+                following = target[t + 1, n]
+            target[t, n] = rollout.reward[t, n] + self.config.gamma * following
+        return target
+
+    def fit(self, rollout, target):
+        for _ in range(self.config.critic_epochs):
+            for name in ("value", "action_value"):
+                table = getattr(self, name)
+                if table is not None:
+                    gradient = np.zeros(table.shape)
+                    for row in np.ndindex(target.shape):
+                        entry = (rollout.obs[row], rollout.action[row])[: table.ndim]
+                        gradient[entry] += (table[entry] - target[row]) / target.size
+                    table -= self.config.critic_learning_rate * self.adam[name].step(gradient)
+
+    def advantages(self, rollout):
+        advantage = np.zeros(rollout.time.shape)
+        for t, n in np.ndindex(advantage.shape):
+            obs = rollout.obs[t, n]
+            one_step = rollout.reward[t, n] + self.config.gamma * self.next_value(rollout, t, n)
+            of_action = one_step if self.action_value is None else self.action_value[obs, rollout.action[t, n]]
+            advantage[t, n] = of_action - self.value_at(obs)
+        return advantage
+
+    def update(self, rollout):
+        earlier, target = self.advantages(rollout), self.targets(rollout)
+        self.fit(rollout, target)
+        advantage, gradient = self.advantages(rollout) if self.config.fit_first else earlier, np.zeros(self.theta.shape)
+        for row in np.ndindex(advantage.shape):
+            score = -self.probs(rollout.obs[row])
+            score[rollout.action[row]] += 1
+            gradient[rollout.obs[row]] -= advantage[row] * score / advantage.size
+        self.theta = self.theta - self.config.learning_rate * self.adam["theta"].step(gradient)
+        return np.linalg.norm(gradient)
+
+    @property
+    def parameters(self):
+        return np.concatenate([table.ravel() for table in (self.theta, self.value, self.action_value) if table is not None])
+
+
+@pytest.mark.parametrize("fit_first", [True, False])
+@pytest.mark.parametrize("target", ["td", "monte_carlo"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_updates_by_definition(critic, target, fit_first):
+    config = Whole(critic=critic, target=target, fit_first=fit_first)
+    state = first_state(config)
+    expected = ByDefinition(config, state)
+    for seed in (1, 2, 3):
+        rollout = experience(SPEC, (3, 2), unfinished=3, seed=seed)
+        norm = expected.update(rollout)
+        state, metrics = update(config, state, rollout)
+        np.testing.assert_allclose(parameters(state), expected.parameters, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-6)
+    losses = {"value": {"value_loss"}, "action_value": {"action_value_loss"}, "both": {"value_loss", "action_value_loss"}}
+    assert {name for name in metrics if name.endswith("value_loss")} == losses[critic]
+
+
+@pytest.mark.parametrize("target", ["td", "monte_carlo"])
+def test_online_one_td_error_moves_the_value_and_the_policy(target):
+    """Sutton & Barto 2018, section 13.5, with the steps of Adam; at one step a Monte Carlo return is the TD target."""
+    config = Online(target=target, gamma=0.9, learning_rate=0.1, critic_learning_rate=0.2)
+    spec = table_spec(num_observations=5, num_actions=3, num_envs=1)
+    state = first_state(config, spec=spec)
+    stream = experience(spec, (3, 1, 2))
+    expected = ByDefinition(config, state)
+    for t in range(len(stream.time)):
+        rollout = part(stream, t, t + 1)
+        error = expected.advantages(rollout)[0, 0]
+        np.testing.assert_allclose(expected.targets(rollout)[0, 0] - expected.value_at(rollout.obs[0, 0]), error, **TOLERANCE)
+        expected.update(rollout)
+        state, _ = update(config, state, rollout)
+        np.testing.assert_allclose(parameters(state), expected.parameters, rtol=1e-7, atol=1e-7)
+
+
+def test_a_value_without_a_critic_of_its_own_counts_legal_actions_alone():
+    config = Whole(critic="action_value")
+    state, rollout = first_state(config), experience(SPEC, (3, 2), unfinished=3)
+    rng = np.random.default_rng(3)
+    masks = (rng.random((2, ROWS, 2, 3)) < 0.5) | (np.arange(3) == 1)
+    rollout = rollout._replace(action_mask=masks[0], final_action_mask=masks[1], last_action_mask=masks[1, 0])
+
+    def value(obs, legal):
+        probs = np.exp(logits(state)[obs]) * legal
+        return probs @ np.asarray(state.action_critic.values)[obs] / probs.sum()
+
+    inputs, features = observe(state.acting, jax.tree.map(jnp.asarray, rollout))
+    judgement = judge(state.acting, None, state.action_critic, jax.tree.map(jnp.asarray, rollout), inputs, features)
+    for t, n in np.ndindex(ROWS, 2):
+        following = (rollout.final_obs[t, n], masks[1, t, n])
+        if not (rollout.terminated[t, n] or rollout.truncated[t, n]):
+            following = (rollout.obs[t + 1, n], masks[0, t + 1, n]) if t < ROWS - 1 else (rollout.last_obs[n], masks[1, 0, n])
+        np.testing.assert_allclose(judgement.value[t, n], value(rollout.obs[t, n], masks[0, t, n]), **TOLERANCE)
+        np.testing.assert_allclose(judgement.next_value[t, n], value(*following), **TOLERANCE)
+        expected = state.action_critic.values[rollout.obs[t, n], rollout.action[t, n]]
+        np.testing.assert_allclose(judgement.action_value[t, n], expected, **TOLERANCE)
+
+
+def test_minibatches_of_the_critic_are_steps_of_their_own():
+    whole, halves = (update(config, first_state(config), experience(SPEC, (5, 3)))[0] for config in (Whole(), Whole(minibatch_size=4)))
+    assert (whole.critic_optimiser[0].count, halves.critic_optimiser[0].count) == (3, 12)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_rows_of_a_reset_do_not_matter(critic):
+    config, rollout = Whole(critic=critic), experience(SPEC, (3, 1), seed=5)
+    plain, with_rows = (update(config, first_state(config), batches_of(stream, ROWS)[0]) for stream in (rollout, with_reset_rows(rollout)))
+    np.testing.assert_allclose(parameters(with_rows[0]), parameters(plain[0]), **TOLERANCE)
+    for name in plain[1]:
+        np.testing.assert_allclose(with_rows[1][name], plain[1][name], **TOLERANCE, err_msg=name)
+    assert np.max(np.abs(parameters(plain[0]) - parameters(first_state(config)))) > 0.1
+
+
+def test_a_batch_of_nothing_but_a_reset_moves_nothing():
+    """Not even by the momentum of earlier batches."""
+    config = Online(critic="both")
+    spec = table_spec(num_observations=5, num_actions=3, num_envs=1)
+    stream = experience(spec, (1, 1))
+    state, _ = update(config, first_state(config, spec=spec), part(stream, 0, 1))
+    reset = part(stream, 1, 2)._replace(valid=np.zeros((1, 1), bool))
+    after, _ = update(config, state, reset)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+    moved, _ = update(config, state, reset._replace(valid=np.ones((1, 1), bool)))
+    assert np.max(np.abs(parameters(moved) - parameters(state))) > 1e-4
+
+
+def test_the_policy_hears_of_what_the_critic_learns_of_the_batch_only_if_it_is_fitted_first():
+    rollout = experience(SPEC, (5, 3))
+    for fit_first in (False, True):
+        configs = (Whole(fit_first=fit_first, critic_learning_rate=rate) for rate in (0.2, 0.02))
+        afters = [logits(update(config, first_state(config), rollout)[0]) for config in configs]
+        assert np.array_equal(*afters) != fit_first
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_audit_is_of_the_whole_step_in_units_of_reward(critic):
+    config = Whole(normalise_reward=True, critic=critic, fit_first=False)
+    state, rollout = first_state(config), experience(SPEC, (2, 3, 3))
+    scale = state.return_scale
+    state = state._replace(return_scale=scale._replace(moments=scale.moments._replace(variance=jnp.asarray(16.0))))
+    after, metrics = update(config, state, rollout)
+    scaled, by_definition = rollout._replace(reward=rollout.reward / 4.0), ByDefinition(config, state)
+    advantage, target = by_definition.advantages(scaled), by_definition.targets(scaled)
+    old, new = (Categorical.from_logits(one.acting.actor.logits[rollout.obs]) for one in (state, after))
+    for name, value in step_audit(old, new, rollout, jnp.asarray(4.0 * advantage), discount=0.9).items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-7, err_msg=name)
+    foreseen = values_of(state, rollout)[0] if critic == "value" else state.action_critic.values[rollout.obs, rollout.action]
+    np.testing.assert_allclose(metrics["explained_variance"], 1 - np.var(target - foreseen) / np.var(target), rtol=1e-7)
+    assert metrics["kl"] > 1e-6
+    assert after.return_scale.moments.count == 16
+
+
+# Networks
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_networks_learn_from_one_step_of_one_environment(critic, memory):
+    config = ActorCritic(num_steps=1, critic=critic, memory=memory, memory_size=3, hidden=(4,), critic_epochs=1)
+    spec = EnvironmentSpec("floats", Box(-np.inf, np.inf, (3,), np.float32), Discrete(3), 1)
+    state = actor_critic.init(config, spec, jax.random.key(0))
+    rollout = part(experience(spec, (2,)), 0, 1)._replace(carry=jnp.ones((1, 3)) if memory == "gru" else None)
+    after, metrics = update(config, state, rollout)
+    for name in ("acting", "critic", "action_critic"):
+        before, now = getattr(state, name), getattr(after, name)
+        assert (before is None) == ({"critic": "action_value", "action_critic": "value"}.get(name) == critic)
+        if before is not None:
+            assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+    assert np.isfinite(metrics["policy_loss"])
+    if critic != "value":
+        assert state.action_critic(jnp.ones(3), jnp.ones(3)).shape == (3,)
+
+
+@pytest.mark.parametrize("critic", ["action_value", "both"])
+@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2,)), MultiDiscrete([2, 3])])
+def test_critics_of_actions_want_actions_that_can_be_counted(space, critic):
+    spec = EnvironmentSpec("floats", Box(-np.inf, np.inf, (3,), np.float32), space, 1)
+    with pytest.raises(ValueError, match=r"^A critic of actions .* needs a Discrete action space, and this is .*; use critic='value'"):
+        actor_critic.init(ActorCritic(critic=critic), spec, jax.random.key(0))
+    actor_critic.init(ActorCritic(critic="value"), spec, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("gamma", (0.0, 1.0), (-0.01, 1.01)),
+        ("learning_rate", (1e-9,), (0.0,)),
+        ("num_steps", (1,), (0,)),
+        ("critic_epochs", (1,), (0,)),
+        ("minibatch_size", (1, None), (0,)),
+        ("critic_learning_rate", (1e-9,), (0.0,)),
+    ],
+)
+def test_bounds(name, inside, outside):
+    for value in inside:
+        ActorCritic(**{name: value})
+    for value in outside:
+        with pytest.raises(ValueError, match=rf"^ActorCritic\.{name} must lie in"):
+            ActorCritic(**{name: value})
+
+
+def test_a_minibatch_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(ValueError, match="minibatch_size=5 does not divide the batch of 8 steps x 2 environments = 16"):
+        actor_critic.init(ActorCritic(num_steps=8, minibatch_size=5), SPEC, jax.random.key(0))
