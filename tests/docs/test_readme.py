@@ -2,9 +2,12 @@
 
 Blocks of one page run in order, in one directory. Python blocks share their names; one that begins with `# name.py` is saved as
 that file too. Shell lines that call `surefoot` or `python` run; those that call `make` or `pip` are held against the Makefile
-and pyproject.toml. Blocks marked `text` are samples of output, those marked `math` are formulas.
+and pyproject.toml. A block marked `text` that follows a Python block is what that block prints, other ones are samples of output;
+those marked `math` are formulas.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -39,15 +42,28 @@ def test_every_block_says_what_it_is(page):
 def test_the_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    names = {"__name__": page.stem.lower()}
+    names, before = {"__name__": page.stem.lower()}, None
     for language, text in blocks(page):
         if language == "python":
             if file := re.match(r"# (\w+\.py)\n", text):
                 (tmp_path / file[1]).write_text(text)
-            exec(compile(text, name(page), "exec"), names)
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(text, name(page), "exec"), names)
         elif language == "sh":
             for line in text.splitlines():
                 run_line(line)
+        elif language == "text" and before == "python":
+            check_output(text, output.getvalue())
+        before = language
+
+
+def check_output(shown, printed):
+    """Equal, word by word; decimals to one unit of the last digit shown, since processors round float32 sums differently."""
+    for word, expected in zip(printed.split(), shown.split(), strict=True):
+        if decimal := re.fullmatch(r"-?\d+\.(\d+)", expected):
+            assert abs(float(word) - float(expected)) < 1.01 * 10.0 ** -len(decimal[1]), f"{shown}is not\n{printed}"
+        else:
+            assert word == expected, f"{shown}is not\n{printed}"
 
 
 def run_line(line):
