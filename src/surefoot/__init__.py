@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from .algorithms.a2c import A2C
+from .algorithms.cem import CEM
 from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
 from .algorithms.reinforce import REINFORCE
@@ -18,6 +19,7 @@ from .training.signals import Stopped
 __version__ = version("surefoot")
 __all__ = [
     "A2C",
+    "CEM",
     "PPO",
     "REINFORCE",
     "TRPO",

@@ -12,6 +12,7 @@ import pytest
 
 from surefoot.algorithms import ALGORITHMS, named
 from surefoot.algorithms.a2c import A2C
+from surefoot.algorithms.cem import CEM
 from surefoot.algorithms.ppo import PPO
 from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
@@ -34,6 +35,7 @@ SETTINGS: dict[str, Any] = {  # and iterations
     "trpo-penalty": (TRPOPenalty(**COMMON, **CRITIC, max_kl=0.02), 25),
     "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "ppo": (PPO(**COMMON, epochs=4, learning_rate=1e-2), 40),
+    "cem": (CEM(num_steps=16, gamma=0.8), 60),
 }
 NUM_ENVS = 16
 
@@ -62,10 +64,11 @@ def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> A
 def test_it_learns_the_value_and_the_action_of_each_probe(name: str, probe: ProbeId, continuous: bool) -> None:
     state, config = learn(name, jnp.int32(probe), continuous, jax.random.key(1)), SETTINGS[name][0]
     expected = expectation(probe, config.gamma, continuous=continuous)
-    value = jax.vmap(state.critic, (0, None))(normalise(state.acting.normaliser, expected.obs), None)
-    # An exploring policy earns less than the best action where the action matters: the critic is right to lie below.
-    tolerance = 0.1 if expected.action is None else 0.2
-    np.testing.assert_allclose(value, expected.value, atol=tolerance)
+    if hasattr(state, "critic"):
+        value = jax.vmap(state.critic, (0, None))(normalise(state.acting.normaliser, expected.obs), None)
+        # An exploring policy earns less than the best action where the action matters: the critic is right to lie below.
+        tolerance = 0.1 if expected.action is None else 0.2
+        np.testing.assert_allclose(value, expected.value, atol=tolerance)
     if expected.action is not None:
         action, _ = named(name).act(config, state.acting, jnp.asarray(expected.obs), None, None, None)
         np.testing.assert_allclose(action, expected.action, atol=0.15 if continuous else 0)
