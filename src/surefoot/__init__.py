@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .algorithms.a2c import A2C
 from .algorithms.actor_critic import ActorCritic
+from .algorithms.cem import CEM
 from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
 from .algorithms.reinforce import REINFORCE
@@ -19,6 +20,7 @@ from .training.signals import Stopped
 __version__ = version("surefoot")
 __all__ = [
     "A2C",
+    "CEM",
     "PPO",
     "REINFORCE",
     "TRPO",

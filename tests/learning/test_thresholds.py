@@ -10,7 +10,7 @@ import pytest
 import surefoot as sf
 from surefoot.algorithms import named
 
-# Steps are rounded up to whole batches; these are whole, and within the budgets of 100,000, 150,000 and 200,000.
+# Steps are rounded up to whole batches; these are whole, and within the budgets of 100,000, 150,000, 200,000 and 300,000.
 ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False}
 BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("reinforce", "CartPole-v1", 149_504, 450.0, {}),
@@ -24,6 +24,7 @@ BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("ppo-penalty", "CartPole-v1", 98_304, 475.0, {}),
     ("ppo", "CartPole-v1", 99_840, 475.0, {}),
     ("ppo", "Pendulum-v1", 198_656, -250.0, {}),
+    ("cem", "CartPole-v1", 299_776, 475.0, {}),
 ]
 
 

@@ -297,6 +297,20 @@ FLAGS = {
         "minibatch_size": 64,
         "critic_learning_rate": 1e-3,
     },
+    "cem": {
+        "gamma": 1.0,
+        "population": 40,
+        "elite_fraction": 0.2,
+        "episodes": 1,
+        "initial_std": 0.5,
+        "extra_noise": 0.1,
+        "noise_generations": 10,
+        "num_steps": 32,
+        "normalise_observation": True,
+        "network": "mlp",
+        "hidden": (),
+        "activation": "tanh",
+    },
     "a2c": SHARED
     | {
         "gamma": 0.99,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import a2c, actor_critic, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
+from . import a2c, actor_critic, cem, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
 
 
 class Algorithm(NamedTuple):
@@ -28,6 +28,7 @@ ALGORITHMS = {
     "trpo-penalty": Algorithm("trpo-penalty", trpo_penalty.TRPOPenalty, trpo_penalty.init, trpo_penalty.act, trpo_penalty.update),
     "ppo-penalty": Algorithm("ppo-penalty", ppo_penalty.PPOPenalty, ppo_penalty.init, ppo_penalty.act, ppo_penalty.update),
     "ppo": Algorithm("ppo", ppo.PPO, ppo.init, ppo.act, ppo.update),
+    "cem": Algorithm("cem", cem.CEM, cem.init, cem.act, cem.update),
 }
 
 
