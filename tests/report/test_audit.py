@@ -11,7 +11,7 @@ from support import SMALL, metrics
 import surefoot as sf
 from surefoot.algorithms import ALGORITHMS
 from surefoot.report.audit import MAX_POINTS, PANELS, alone, draw, note, panels, plot_audit, predicted, read_audits, realised, windowed
-from surefoot.report.curves import COLOURS
+from surefoot.report.curves import COLOURS, run_directories
 from surefoot.report.page import write_report
 
 NAN = float("nan")
@@ -108,7 +108,7 @@ def test_a_long_run_is_drawn_in_windows_that_leave_nulls_out():
 
 def test_the_windows_of_improvements_are_per_step_and_their_errors_are_those_of_noise(tmp_path):
     rng = np.random.default_rng(0)
-    slope, size, number = 0.01, 10, 10 * MAX_POINTS
+    slope, size, number = 0.01, 5, 5 * MAX_POINTS
     rows = improvements((slope * np.arange(number) + rng.normal(size=number)).tolist())
     for row in rows:
         row["predicted_improvement"] = 0.5 + rng.normal()
@@ -121,7 +121,7 @@ def test_the_windows_of_improvements_are_per_step_and_their_errors_are_those_of_
         assert known.sum() >= MAX_POINTS - 1
         score = (estimate.mean[known] - truth) / estimate.error[known]
         assert abs(score.mean()) < 0.25
-        assert 0.8 < np.median(np.abs(score)) / 0.69 < 1.25  # Student's t with 9 or 18 degrees of freedom
+        assert 0.8 < np.median(np.abs(score)) / 0.69 < 1.25  # Student's t with 4 or 8 degrees of freedom
 
 
 @pytest.mark.parametrize("number", [2 * MAX_POINTS + 3, 2 * MAX_POINTS + 4])
@@ -162,11 +162,23 @@ def test_the_clip_range_is_drawn_as_it_was_scheduled(tmp_path):
     np.testing.assert_allclose(dashed, [[1.2, 1.1], [0.8, 0.9]])
 
 
+def test_in_a_long_run_the_ratios_are_the_extremes_of_each_window(tmp_path):
+    rows = [{"ratio_min": 0.5 + i % 5 / 10, "ratio_max": 1.5 + i % 5 / 10} for i in range(2 * MAX_POINTS)]
+    (axes,) = draw(*read_audits([write_run(tmp_path / "run", rows)])).axes
+    lowest, highest = (line.get_ydata() for line in axes.lines if line.get_marker() != ".")
+    assert set(lowest) == {0.5}
+    assert set(highest) == {1.9}
+
+
 def test_seeds_have_a_colour_each_and_their_improvements_a_panel_each(tmp_path):
-    runs = [write_run(tmp_path / f"seed-{seed}", improvements([1.0, 2.0 + seed, 3.0]), seed=seed) for seed in (4, 5)]
-    figure = draw(*read_audits(runs))
+    for seed in (4, 5):
+        rows = [row | {"step_kl": 0.02, "ratio_max": 2.0, "clip": 0.2} for row in improvements([1.0, 2.0 + seed, 3.0])]
+        write_run(tmp_path / f"seed-{seed}", rows, seed=seed, target_kl=0.03)
+    figure = draw(*read_audits(run_directories(tmp_path)))
     drawn = shown(figure)
-    assert [to_hex(line.get_color()) for line in drawn["KL(old || new) of the step, nats"].lines[::2]] == [
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert labels == [["predicted", "realised"]] * 2 + [["step_kl", "target_kl 0.03"], ["1 +- clip"]], "each once"
+    assert [to_hex(line.get_color()) for line in drawn["KL(old || new) of the step, nats"].lines[::4]][:2] == [
         hue.lower() for hue in COLOURS[:2]
     ]
     for seed, hue in zip((4, 5), COLOURS, strict=False):

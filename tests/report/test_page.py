@@ -132,6 +132,7 @@ def test_settings_come_with_where_they_are_from(tmp_path):
     assert listed["normalise_reward"] == ("true", "default")
     origins = [origin for _, origin in listed.values()]
     assert origins == sorted(origins, key=["set by the user", "preset", "default"].index)
+    assert ["hidden", "64, 64", "default"] in read(change(path, config=record["config"] | {"hidden": [64, 64]})).rows
 
 
 def test_environment_versions_and_machine_are_told(run):
@@ -185,7 +186,8 @@ def test_the_page_stands_alone(run):
     for tag, attributes in document.elements:
         assert not [name for name in attributes if name.startswith("on")], tag
         assert attributes.get("src") is None
-        assert re.match(r"#|data:,$", attributes.get("href", "#")), attributes
+        for name in ("href", "xlink:href"):
+            assert re.match(r"#|data:,$", attributes.get(name, "#")), attributes
     assert text.encode() == page([run]).encode(), "the same every time"
 
 

@@ -104,10 +104,12 @@ def panels(audits: Sequence[Audit]) -> list[Panel]:
     rates = np.concatenate([audit.metrics.get("learning_rate", np.empty(0)) for audit in audits])
     if len(set(rates[np.isfinite(rates)])) == 1:
         known.discard("learning_rate")
-    present = [
-        panel._replace(**{kind: tuple(n for n in getattr(panel, kind) if n in known) for kind in ("names", "dotted")}) for panel in PANELS
-    ]
+    present = [panel._replace(names=keep(panel.names, known), dotted=keep(panel.dotted, known)) for panel in PANELS]
     return [panel for panel in present if panel.names]
+
+
+def keep(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in known)
 
 
 def window_size(num_iterations: int) -> int:
@@ -211,14 +213,14 @@ def draw_panel(axes: Axes, panel: Panel, settings: dict[str, Any], audits: Seque
             if (value := audit.metrics.get(name)) is not None:
                 line = windowed(audit.metrics["step"], value)
                 shown = {"ratio_min": line.low, "ratio_max": line.high}.get(name, line.mean)
-                dotted = {"linestyle": "dotted", "linewidth": 1.0, "label": None if index else name} if name in panel.dotted else {}
+                dotted = {"linestyle": "dotted", "linewidth": 1.0, "label": "_" if index else name} if name in panel.dotted else {}
                 axes.plot(line.steps, shown, **{"linewidth": 1.5} | style(index) | dotted)
                 axes.plot(line.steps[alone(shown)], shown[alone(shown)], ".", color=style(index)["color"], markersize=4)
                 if name in panel.names and len(audits) == 1 and shown is line.mean:
                     axes.fill_between(line.steps, line.low, line.high, color=style(index)["color"], alpha=0.2, linewidth=0)
         if "ratio_max" in panel.names and (clip := audit.metrics.get("clip")) is not None:
-            for bound, name in ((1 + clip, None if index else "1 +- clip"), (1 - clip, None)):
-                axes.plot(audit.metrics["step"], bound, color=INK, linewidth=0.9, linestyle="dashed", label=name)
+            for edge, name in ((1 + clip, "_" if index else "1 +- clip"), (1 - clip, "_")):
+                axes.plot(audit.metrics["step"], edge, color=INK, linewidth=0.9, linestyle="dashed", label=name)
     for name in panel.bounds:
         if isinstance(bound := settings.get(name), int | float) and np.isfinite(bound):
             axes.axhline(bound, color=INK, linewidth=0.9, linestyle="dashed", label=f"{name} {bound:g}")

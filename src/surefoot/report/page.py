@@ -100,9 +100,9 @@ def svg(figure: Figure, name: str) -> str:
     """A figure as a part of the page, without ids that another might have too, and in the colours of the style sheet."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True)
     inside = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue().partition("<svg")[2].partition(">")[2], flags=re.DOTALL)
-    inside = re.sub(r'<g id="[^"]*"', "<g", inside).replace("xlink:href", "href")
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)
     for colour, variable in VARIABLES.items():
         inside = re.sub(rf"(fill|stroke): {colour}\b", rf"\1: var(--{variable})", inside, flags=re.IGNORECASE)
     width, height = figure.get_size_inches() * 72
@@ -178,7 +178,8 @@ def worth_knowing(runs: Sequence[Path], records: Sequence[dict[str, Any]], audit
 
 def step_audit(experiment: Experiment, audits: Sequence[Audit]) -> list[str]:
     """A picture for each panel, so that they flow with the width of the page."""
-    large, small = [], []
+    large: list[str] = []
+    small: list[str] = []
     for index, audit in enumerate(audits):
         if has_improvements(audit):
             figure = Figure(figsize=LARGE, layout="constrained")
