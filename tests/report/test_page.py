@@ -172,7 +172,7 @@ def test_what_stands_out_is_told_and_else_that_nothing_does(run):
     text = read(run).text
     assert "Steps are long: lately a KL divergence of 0.5 nats. Shorten the steps" in text
     assert "Nothing in the audit" not in text
-    assert f"not complete: 50% of its steps. surefoot train --resume {run}" in read(change(run, steps=12 * BATCH)).text
+    assert f"not complete: 50% of its steps. Continue it with surefoot train --resume {run}" in read(change(run, steps=12 * BATCH)).text
 
 
 def test_the_page_stands_alone(run):

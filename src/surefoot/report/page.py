@@ -171,7 +171,8 @@ def worth_knowing(runs: Sequence[Path], records: Sequence[dict[str, Any]], audit
         which = f"Seed {audit.seed}: " if len(runs) > 1 else ""
         found = [(finding.what, finding.advice) for finding in findings(record, audit.metrics)]
         if (done := audit.metrics["step"][-1]) < record["steps"]:
-            found.insert(0, (f"The run is not complete: {done / record['steps']:.0%} of its steps.", f"surefoot train --resume {run}"))
+            what = f"The run is not complete: {done / record['steps']:.0%} of its steps."
+            found.insert(0, (what, f"Continue it with surefoot train --resume {run}"))
         items += [f"<li><strong>{escape(which + what)}</strong> {escape(advice)}</li>" for what, advice in found]
     return ["<ul class='findings'>", *(items or ["<li class='fine'>Nothing in the audit stands out.</li>"]), "</ul>"]
 
