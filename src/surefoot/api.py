@@ -15,7 +15,9 @@ import numpy as np
 from .envs import NUM_ENVS
 from .networks import find_factory
 from .report import video
+from .report.audit import plot_audit
 from .report.curves import plot
+from .report.page import write_report
 from .report.progress import Progress
 from .training.cache import use_compilation_cache
 from .training.evaluate import evaluate
@@ -50,6 +52,14 @@ class Run:
     def watch(self, episodes: int = 1, *, deterministic: bool = True, **how: Any) -> list[float]:
         """Play them in a window; the returns of those that were over before it was closed."""
         return video.watch(**self._to_play(), episodes=episodes, deterministic=deterministic, **how)
+
+    def plot_audit(self, out: str | Path | None = None) -> Path:
+        """Draw the step audit into `out`, by default audit.png in the run, and return where it is. More under `report.audit.plot_audit`."""
+        return plot_audit(self.path, self.path / "audit.png" if out is None else out)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write a page that tells all of the run into `out`, by default report.html in the run, and return where it is."""
+        return write_report(self.path, self.path / "report.html" if out is None else out)
 
     def _to_play(self) -> dict[str, Any]:
         """The policy, its environment and the run's seed."""

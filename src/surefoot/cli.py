@@ -25,7 +25,8 @@ USAGE = """usage: surefoot VERB ...
   train ALGORITHM ENV   train a policy; `surefoot train ppo --help` lists the settings
   train --resume RUN    continue a run that was stopped
   eval RUN              play whole episodes with a run's policy
-  plot RUN...           draw learning curves
+  plot RUN...           draw learning curves, or with --audit the step audit
+  report RUN            write all about a run into one HTML page
   figure NAME           draw a figure that explains, such as cliff
   record RUN OUT        film episodes into a .mp4 or .gif
   watch RUN             play episodes in a window
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "eval": _eval,
         "plot": _plot,
         "figure": _figure,
+        "report": _report,
         "record": _record,
         "watch": _watch,
         "list": _list,
@@ -143,8 +145,20 @@ class PlotOptions:
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
     """Run directories, or those of several seeds."""
+    audit: bool = False
+    """Draw the step audit of one run, or of the seeds of one experiment, instead."""
     out: Path | None = None
-    """The picture, .png or .svg; by default curve.png in the first directory."""
+    """The picture, .png or .svg; by default curve.png, or audit.png, in the first directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write a run's results, step audit, times, settings and environment into one HTML page that needs nothing else."""
+
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory, or that of several seeds."""
+    out: Path | None = None
+    """The page, .html; by default report.html in the directory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -343,14 +357,23 @@ def _eval(argv: list[str]) -> None:
 
 
 def _plot(argv: list[str]) -> None:
+    from .report.audit import plot_audit
     from .report.curves import plot
 
     options = parse(PlotOptions, argv, "plot")
     if not options.runs:
         fail("plot expects at least one run directory", code=2)
-    out = options.out or options.runs[0] / "curve.png"
-    plot(options.runs, out)
-    print(out)
+    if options.audit and len(options.runs) > 1:
+        fail(f"plot --audit expects one run, or one directory of seeds, got {len(options.runs)}", code=2)
+    out = options.out or options.runs[0] / ("audit.png" if options.audit else "curve.png")
+    print(plot_audit(options.runs[0], out) if options.audit else plot(options.runs, out))
+
+
+def _report(argv: list[str]) -> None:
+    from .report.page import write_report
+
+    options = parse(ReportOptions, argv, "report")
+    print(write_report(options.run, options.out or options.run / "report.html"))
 
 
 def _figure(argv: list[str]) -> None:

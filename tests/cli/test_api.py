@@ -77,6 +77,16 @@ def test_an_evaluation_is_the_same_at_every_call(whole: sf.Run, whole_on_host: s
         assert drawn.tolist() != returns.tolist()
 
 
+def test_a_run_draws_its_audit_and_writes_its_report(whole_on_host: sf.Run, tmp_path: Path) -> None:
+    run = whole_on_host
+    assert run.plot_audit() == run.path / "audit.png"
+    assert run.plot_audit(str(tmp_path / "audit.svg")) == tmp_path / "audit.svg"
+    assert run.report() == run.path / "report.html"
+    assert run.report(tmp_path / "page.html") == tmp_path / "page.html"
+    assert (tmp_path / "page.html").read_bytes() == (run.path / "report.html").read_bytes()
+    assert (tmp_path / "audit.svg").stat().st_size > 5000
+
+
 @pytest.mark.parametrize("episodes", [0, -1, 1.5, "all"])
 def test_an_evaluation_of_no_episodes_is_refused(episodes: Any, whole: sf.Run) -> None:
     with pytest.raises(ValueError, match="episodes must be a whole number of at least 1, got "):

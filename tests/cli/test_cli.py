@@ -140,6 +140,11 @@ def test_the_help_of_an_algorithm_shows_every_setting_with_its_docstring_and_def
         ("figure clif", 2, ["There is no figure 'clif', did you mean 'cliff'? Figures: cliff, importance, clip, "]),
         ("figure clip --out clip.gif", 1, ["A figure is written to a .png or .svg, got 'clip.gif'"]),
         ("figure clip --out no/clip.png", 1, ["There is no directory no to write clip.png into; make it first."]),
+        ("plot --audit", 2, ["plot expects at least one run directory"]),
+        ("plot --audit here there", 2, ["plot --audit expects one run, or one directory of seeds, got 2"]),
+        ("plot --audit nowhere", 1, ["nowhere holds no run"]),
+        ("report", 2, ["RUN"]),
+        ("report nowhere", 1, ["nowhere holds no run"]),
         ("list", 2, ["list expects 'algorithms' or 'envs'"]),
         ("list algoritms", 2, ["list expects 'algorithms' or 'envs', got 'algoritms', did you mean 'algorithms'?"]),
         ("check", 2, ["ENV"]),
@@ -269,6 +274,28 @@ def test_figures(cli: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     assert (tmp_path / "clip.png").read_bytes().startswith(PNG)
     assert (tmp_path / "other.svg").read_bytes().startswith(SVG)
     assert f"Figures: {', '.join(FIGURES)}." in cli("figure", "--help")[0]
+
+
+def test_audits_and_reports(run: Path, cli: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    for number in range(2):
+        seed = shutil.copytree(run, tmp_path / "seeds" / f"seed-{number}")
+        (seed / "run.json").write_text((seed / "run.json").read_text().replace('"seed": 0', f'"seed": {number}'))
+    curve = (run / "curve.png").read_bytes()
+    assert cli("plot", "run", "--audit") == ("run/audit.png\n", "")
+    assert cli("plot", "--audit", "seeds") == ("seeds/audit.png\n", "")
+    assert (run / "audit.png").read_bytes().startswith(PNG)
+    assert (run / "curve.png").read_bytes() == curve
+    assert cli("plot", "seeds", "--audit", "--out", "audit.svg") == ("audit.svg\n", "")
+    assert (tmp_path / "audit.svg").read_bytes().startswith(SVG)
+    assert cli("report", "run") == ("run/report.html\n", "")
+    assert cli("report", "seeds", "--out", "all.html") == ("all.html\n", "")
+    assert "<h1>ppo on CartPole-v1</h1>" in (run / "report.html").read_text()
+    assert "seed 0, seed 1" in (tmp_path / "all.html").read_text()
+    assert "choose this ending" in cli("report", "run", "--out", "all.pdf", code=1)[1]
+    assert "Format 'docx' is not supported" in cli("plot", "run", "--audit", "--out", "audit.docx", code=1)[1]
+    (run / "metrics.jsonl").write_text("")
+    for command in (["report", "run"], ["plot", "run", "--audit"]):
+        assert re.fullmatch(r"surefoot: run has no metrics yet; `surefoot train --resume run` .*\.\n", cli(*command, code=1)[1])
 
 
 def test_evaluations(run: Path, cli: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 # Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; their yellow is too pale for a line.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = "solid", "dashed", "dotted"
-INK = "#404040"
+INK, FRAME, GRID = "#404040", "#a0a0a0", "#e0e0e0"
 NUM_RESAMPLES = 2000
 
 
@@ -75,11 +75,27 @@ def experiments(runs: Sequence[Path]) -> list[Experiment]:
 
 
 def read_curve(path: Path) -> Curve:
-    """The learning curve in a metrics file; a last line that is still being written does not count."""
+    """The learning curve in a metrics file."""
+    metrics = read_metrics(path)
+    step, episode_return = (metrics.get(name, np.empty(0)) for name in ("step", "episode_return"))
+    known = np.isfinite(episode_return)
+    return Curve(step[known], episode_return[known])
+
+
+def read_metrics(path: Path) -> dict[str, Vector]:
+    """Every metric of a metrics file, [T], NaN where it is null or absent; a last line that is still being written does not count."""
     complete = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    rows = [json.loads(line) for line in complete.split("\n") if line]
-    points = [(row["step"], row["episode_return"]) for row in rows if row["episode_return"] is not None]
-    return Curve(*np.array(points, float).reshape(-1, 2).T)
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(complete.split("\n"), start=1):
+        try:
+            if line:
+                row = json.loads(line)
+                rows.append(
+                    {name: float("nan") if value is None else float(value) for name, value in row.items()} | {"step": int(row["step"])}
+                )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"Line {number} of {path} is not an iteration's metrics ({error!r}); remove that line.") from error
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def mean_and_band(curves: Sequence[Curve]) -> tuple[Vector, Vector, Vector, Vector]:
@@ -146,10 +162,15 @@ def decorate(axes: Axes, drawn: Sequence[Experiment]) -> None:
     notes = ["mean and its 95 % bootstrap interval"] if any(len(experiment.seeds) > 1 for experiment in drawn) else []
     if len(drawn) == 1:
         title, notes = f"{drawn[0].settings['algorithm']} on {title}", [seeds_drawn(drawn[0]), *notes]
-    axes.set_title(title, loc="left", fontsize=13, pad=10)
+    axes.set_title(title, loc="left", fontsize=13, pad=10, parse_math=False)
     axes.set_title(", ".join(notes), loc="right", fontsize=10, pad=10, color=INK)
     axes.set_xlabel("environment steps", fontsize=11, color=INK)
     axes.set_ylabel("episode return (mean of the last 100 episodes)", fontsize=11, color=INK)
+    plain(axes)
+
+
+def plain(axes: Axes) -> None:
+    """No more lines than are needed; environment steps along the bottom."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0)
     axes.set_xlim(left=0)
@@ -158,11 +179,11 @@ def decorate(axes: Axes, drawn: Sequence[Experiment]) -> None:
 
 def tidy(axes: Axes) -> None:
     """No more lines than are needed."""
-    axes.grid(axis="y", color="#e0e0e0", linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#a0a0a0")
+    axes.spines[["left", "bottom"]].set_color(FRAME)
 
 
 def write_names(axes: Axes, ends: Sequence[tuple[float, str, dict[str, Any]]], *, gap: float = 0.11) -> None:
@@ -181,4 +202,4 @@ def write_names(axes: Axes, ends: Sequence[tuple[float, str, dict[str, Any]]], *
         heights[i] = min(heights[i], heights[i + 1] - gap)
     for height, (_, name, style) in zip(heights, order, strict=True):
         axes.plot([1.015, 1.05], [height, height], **style, linewidth=2, transform=axes.transAxes, clip_on=False)
-        axes.text(1.06, height, name, va="center", fontsize=9, color=INK, transform=axes.transAxes)
+        axes.text(1.06, height, name, va="center", fontsize=9, color=INK, transform=axes.transAxes, parse_math=False)

@@ -63,7 +63,7 @@ class Progress:
         if self.report is not None:
             if self.printed_step != self.report.step:
                 self._print(self._line(self.report))
-            self._print(f"{'stopped' if error else 'done'} after {self.session.engine.step:,} steps in {_clock(self.session.seconds)}")
+            self._print(f"{'stopped' if error else 'done'} after {self.session.engine.step:,} steps in {clock(self.session.seconds)}")
 
     def update(self, report: Report) -> None:
         """Show a report, if the last one has been on the screen for long enough."""
@@ -93,7 +93,7 @@ class Progress:
             self._split(report),
         ]
         if self.first_step < report.step < total:
-            parts.append(f"{_clock(self._seconds_per_step(report) * (total - report.step))} left")
+            parts.append(f"{clock(self._seconds_per_step(report) * (total - report.step))} left")
         return "  ".join(part for part in parts if part)
 
     def _split(self, report: Report) -> str:
@@ -111,7 +111,7 @@ class Progress:
         self.console.print(Text(line))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """1:02:03, or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
