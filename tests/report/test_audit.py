@@ -252,7 +252,7 @@ def test_every_algorithm_has_its_audit_and_its_report(name, tmp_path):
     config = ALGORITHMS[name].config
     small = {"num_steps": 16, "hidden": (8,), "minibatch_size": 64}
     settings = {key: value for key, value in small.items() if key in {field.name for field in dataclasses.fields(config)}}
-    run = sf.train(config(**settings), "CartPole-v1", steps=3 * 128, out=tmp_path / "run", progress=False, preset=False)
+    run = sf.train(config(**settings), "CartPole-v1", steps=16 * 128, out=tmp_path / "run", progress=False, preset=False)
     reported = panels(audits(run.path))
     assert reported
     assert run.plot_audit().stat().st_size > 5000
