@@ -1,9 +1,9 @@
-"""What the documents show is what happens: every block of every page runs, and every file they name is there.
+"""What the documents show is what happens: every block of every page runs, and every file and line they name is there.
 
 Blocks of one page run in order, in one directory. Python blocks share their names; one that begins with `# name.py` is saved as
 that file too. Shell lines that call `surefoot` or `python` run; those that call `make` or `pip` are held against the Makefile
 and pyproject.toml. A block marked `text` that follows a Python block is what that block prints, other ones are samples of output;
-those marked `math` are formulas.
+those marked `math` are formulas, those marked `py` are lines of the source file that the line above them links to.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CHINESE = [page for page in PAGES if page.name.endswith(".zh-CN.md")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
+QUOTATION = re.compile(r"^\[`([^`]+)`\]\(([^)]+)\).\n\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def name(page):
@@ -34,11 +37,11 @@ def blocks(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_says_what_it_is(page):
-    assert {language for language, _ in blocks(page)} <= {"sh", "python", "text", "math"}
+    assert {language for language, _ in blocks(page)} <= {"sh", "python", "text", "math", "py"}
     assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence is not closed, or is indented"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE and blocks(page)], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE and {"sh", "python"} & set(dict(blocks(page)))], ids=name)
 def test_the_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,10 +104,33 @@ def test_every_file_that_is_named_is_there(page):
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_quoted_line_is_in_the_file_that_is_named(page):
+    quotations = QUOTATION.findall(page.read_text())
+    assert len(quotations) == sum(language == "py" for language, _ in blocks(page)), "a quotation without a link to its file above it"
+    for file, link, quoted in quotations:
+        assert (page.parent / link).resolve() == ROOT / file
+        assert quoted.strip()
+        source = (ROOT / file).read_text()
+        assert any("\n" + textwrap.indent(quoted, " " * indent) in source for indent in range(0, 24, 4)), f"not in {file}:\n{quoted}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_formulas_survive_markdown(page):
+    text = BLOCK.sub("", page.read_text())
+    assert text.count("$$") == 2 * len(FORMULA.findall(text)), "a formula is not closed, or does not stand on lines of its own"
+    for formula in FORMULA.findall(text):
+        assert not re.search(r"\\[^A-Za-z]", formula), f"Markdown takes a backslash before a sign for its own:\n{formula}"
+        assert formula.count("{") == formula.count("}")
+        assert len(re.findall(r"\\left\b", formula)) == len(re.findall(r"\\right\b", formula))
+        assert formula.count(r"\begin{") == formula.count(r"\end{")
+
+
 @pytest.mark.parametrize("chinese", CHINESE, ids=name)
 def test_a_chinese_page_shows_the_same_code_and_the_same_sections(chinese):
     english = chinese.with_name(chinese.name.replace(".zh-CN", ""))
     assert blocks(english) == blocks(chinese)
+    assert FORMULA.findall(english.read_text()) == FORMULA.findall(chinese.read_text())
     assert english.read_text().count("\n## ") == chinese.read_text().count("\n## ")
     first_column = re.compile(r"^\| (`.*?) \|", re.MULTILINE)
     assert first_column.findall(english.read_text()) == first_column.findall(chinese.read_text())
