@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from .algorithms.a2c import A2C
+from .algorithms.a2c_trust_region import A2CTrustRegion
 from .algorithms.actor_critic import ActorCritic
 from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
@@ -21,6 +22,7 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "TRPO",
+    "A2CTrustRegion",
     "ActorCritic",
     "CheckpointError",
     "NonFiniteError",
