@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from .algorithms.a2c import A2C
+from .algorithms.a2c_trust_region import A2CTrustRegion
 from .algorithms.actor_critic import ActorCritic
 from .algorithms.cem import CEM
 from .algorithms.ppo import PPO
@@ -24,6 +25,7 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "TRPO",
+    "A2CTrustRegion",
     "ActorCritic",
     "CheckpointError",
     "NonFiniteError",

@@ -44,6 +44,10 @@ class Categorical(NamedTuple):
         """KL(self || other)."""
         return categorical_kl(self.log_probs, other.log_probs)
 
+    def free(self) -> Categorical:
+        """The same as a function of its parameters taken for logits: along each of them, the probabilities go on to sum to 1."""
+        return Categorical.from_logits(self.log_probs)
+
     def fisher_metric(self, tangent: Categorical) -> Categorical:
         """The Fisher information times a tangent: the score of action a is the tangent's log-probability of a."""
         return Categorical(jnp.exp(self.log_probs) * tangent.log_probs)
@@ -83,6 +87,10 @@ class MultiCategorical(NamedTuple):
         """KL(self || other)."""
         return jnp.sum(self.each.kl_to(other.each), axis=-1)
 
+    def free(self) -> MultiCategorical:
+        """The same as a function of its parameters taken for logits."""
+        return MultiCategorical(self.each.free())
+
     def fisher_metric(self, tangent: MultiCategorical) -> MultiCategorical:
         """The Fisher information times a tangent, choice by choice."""
         return MultiCategorical(self.each.fisher_metric(tangent.each))
@@ -112,6 +120,10 @@ class DiagonalGaussian(NamedTuple):
         """KL(self || other)."""
         log_std, other_log_std = (jnp.broadcast_to(d.log_std, self.mean.shape) for d in (self, other))
         return jnp.sum(gaussian_kl(self.mean, log_std, other.mean, other_log_std), axis=-1)
+
+    def free(self) -> DiagonalGaussian:
+        """The same: its parameters are free as they are."""
+        return self
 
     def fisher_metric(self, tangent: DiagonalGaussian) -> DiagonalGaussian:
         """The Fisher information times a tangent: 1 / variance of each mean, 2 of each log standard deviation."""

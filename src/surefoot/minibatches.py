@@ -50,6 +50,14 @@ def clipped_adam(config: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
 
+def clipped_optimiser(config: Any) -> optax.GradientTransformation:
+    """The same with `config.optimiser`: Adam, or RMSprop with the epsilon inside the root and a mean square that begins at 1."""
+    if config.optimiser == "adam":
+        return clipped_adam(config)
+    scale = optax.scale_by_rms(decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), scale)
+
+
 def gradient_step(
     loss: Loss, parameters: jax.Array, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: Any
 ) -> tuple[tuple[jax.Array, optax.OptState], Metrics]:

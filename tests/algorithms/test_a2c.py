@@ -16,6 +16,7 @@ from surefoot.algorithms.a2c import A2C, Batch, loss
 from surefoot.audit import step_audit
 from surefoot.distributions import Categorical
 from surefoot.math.returns import gae
+from surefoot.minibatches import clipped_optimiser
 from surefoot.policies import StochasticPolicy
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -35,7 +36,7 @@ def first_state(config, logits=None, values=None, spec=SPEC):
     rng, size = np.random.default_rng(5), spec.observation_space.n
     actor = Table(jnp.asarray(rng.normal(size=(size, spec.action_space.n)) if logits is None else logits))
     critic = ValueTable(jnp.asarray(rng.normal(size=size) if values is None else values))
-    optimiser = a2c.optimiser(config).init(ravel_pytree((actor, critic))[0])
+    optimiser = clipped_optimiser(config).init(ravel_pytree((actor, critic))[0])
     return a2c.init(config, spec, jax.random.key(0))._replace(acting=StochasticPolicy(actor, None), critic=critic, optimiser=optimiser)
 
 

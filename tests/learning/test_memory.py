@@ -34,12 +34,14 @@ class Recall:
 
 COMMON = {"num_steps": 48, "hidden": (32,), "gamma": 1.0, "normalise_reward": False}
 PPO = {"minibatch_size": 96, "sequence_length": 12, "learning_rate": 1e-3, "epochs": 4, "entropy_coef": 0.01}
+A2C = {"num_steps": 12, "optimiser": "adam", "learning_rate": 3e-3, "learning_rate_schedule": "constant"}
 CONFIGS = {
     "ppo": sf.PPO(**COMMON, **PPO, memory="gru"),
     "ppo, shared trunk": sf.PPO(**COMMON, **PPO, memory="gru", shared_trunk=True),
     "ppo-penalty": sf.PPOPenalty(**COMMON, **PPO, memory="gru"),
     "actor-critic": sf.ActorCritic(**COMMON | {"num_steps": 12}, memory="gru", learning_rate=3e-3),
-    "a2c": sf.A2C(**COMMON | {"num_steps": 12}, memory="gru", optimiser="adam", learning_rate=3e-3, learning_rate_schedule="constant"),
+    "a2c": sf.A2C(**COMMON | A2C, memory="gru"),
+    "a2c-trust-region": sf.A2CTrustRegion(**COMMON | A2C, memory="gru"),
     "trpo": sf.TRPO(**COMMON, memory="gru", max_kl=0.02),
     "trpo-penalty": sf.TRPOPenalty(**COMMON, memory="gru", max_kl=0.02),
     "vpg-adaptive": sf.VPGAdaptive(**COMMON, memory="gru", target_kl=0.01, learning_rate=1e-2),

@@ -18,6 +18,7 @@ BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("actor-critic", "CartPole-v1", 149_888, 450.0, {}),
     ("actor-critic", "CartPole-v1", 200_000, 400.0, ONLINE),
     ("a2c", "CartPole-v1", 150_000, 450.0, {}),
+    ("a2c-trust-region", "CartPole-v1", 150_000, 450.0, {}),
     ("trpo", "CartPole-v1", 98_304, 475.0, {}),
     ("trpo", "Pendulum-v1", 198_656, -250.0, {}),
     ("trpo-penalty", "CartPole-v1", 98_304, 475.0, {}),

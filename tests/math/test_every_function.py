@@ -61,6 +61,7 @@ FUNCTIONS = {
     "trust_region.adaptive_step_size": (("step_size", "kl"), {"target": 2e-3}),
     "trust_region.conjugate_gradient": (("target",), {"product": lambda vector: 2 * vector, "num_iterations": 3}),
     "trust_region.dual_ascent": (("multiplier", "divergence"), {"max_divergence": 0.01, "step_size": 3.0}),
+    "trust_region.project_onto_half_space": (("vector", "normal"), {"bound": 0.1}),
     "trust_region.trust_region_scale": (("direction", "curvature_times_direction"), {"max_divergence": 0.01}),
     "values.clipped_value_loss": (("value", "old_value", "value_target"), {"clip": 0.2}),
     "values.huber": (("error",), {"delta": 1.0}),

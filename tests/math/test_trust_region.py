@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 from oracle import TOLERANCE, compiled
+from scipy.optimize import minimize
 
 from surefoot.distributions import Categorical, DiagonalGaussian
 from surefoot.math.trust_region import (
@@ -14,6 +15,7 @@ from surefoot.math.trust_region import (
     conjugate_gradient,
     curvature_product,
     dual_ascent,
+    project_onto_half_space,
     trust_region_scale,
 )
 
@@ -157,6 +159,37 @@ def test_a_direction_without_length_is_not_followed(curvature):
     scale, slope = jax.value_and_grad(lambda x: trust_region_scale(x, curvature * x, max_divergence=0.01))(jnp.ones(3))
     np.testing.assert_array_equal(scale, 0.0)
     assert np.isfinite(slope).all()
+
+
+# Projection
+
+
+def test_the_projection_is_the_nearest_vector_within_the_bound():
+    """Against a general solver of quadratic programs, row by row; the bound holds for some and lets others be."""
+    rng = np.random.default_rng(0)
+    vectors, normals = rng.normal(size=(2, 6, 2, 4))
+    found = compiled(project_onto_half_space, vectors, normals, bound=0.7)
+    binds = np.sum(vectors * normals, axis=-1) > 0.7
+    assert 0.2 < np.mean(binds) < 0.8
+    for row in np.ndindex(6, 2):
+        g, k = vectors[row], normals[row]
+        within = {"type": "ineq", "fun": lambda z, k=k: 0.7 - k @ z, "jac": lambda z, k=k: -k}
+        best = minimize(lambda z, g=g: 0.5 * np.sum((z - g) ** 2), np.zeros(4), jac=lambda z, g=g: z - g, constraints=within, tol=1e-14)
+        np.testing.assert_allclose(found[row], best.x, atol=1e-7)
+    np.testing.assert_allclose(np.sum(found * normals, axis=-1)[binds], 0.7, **TOLERANCE)
+    np.testing.assert_array_equal(found[~binds], vectors[~binds])
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"), [(0.0, [0.0, 3.0]), (1.0, [0.5, 3.0]), (10.0, [5.0, 3.0]), (11.0, [5.0, 3.0]), (np.inf, [5.0, 3.0])]
+)
+def test_the_projection_by_hand(bound, expected):
+    np.testing.assert_array_equal(project_onto_half_space(jnp.array([5.0, 3.0]), jnp.array([2.0, 0.0]), bound=bound), expected)
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, np.inf])
+def test_a_normal_without_length_holds_nothing_back(bound):
+    np.testing.assert_array_equal(project_onto_half_space(jnp.ones((2, 3)), jnp.zeros((2, 3)), bound=bound), 1.0)
 
 
 # Line search

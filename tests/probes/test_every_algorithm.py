@@ -13,6 +13,7 @@ from gymnasium.spaces import MultiBinary, MultiDiscrete
 
 from surefoot.algorithms import ALGORITHMS, Algorithm, named
 from surefoot.algorithms.a2c import A2C
+from surefoot.algorithms.a2c_trust_region import A2CTrustRegion
 from surefoot.algorithms.actor_critic import ActorCritic
 from surefoot.algorithms.cem import CEM
 from surefoot.algorithms.ppo import PPO
@@ -39,6 +40,7 @@ SETTINGS: dict[str, Any] = {  # and iterations
     "actor-critic, both": (ActorCritic(**SHARED, **CRITIC, critic="both", learning_rate=2e-2), 60),
     "actor-critic, action_value": (ActorCritic(**SHARED, **CRITIC, critic="action_value", learning_rate=2e-2), 60),
     "a2c": (A2C(**SHARED, learning_rate=2e-2), 1000),
+    "a2c-trust-region": (A2CTrustRegion(**SHARED, learning_rate=2e-2), 1000),
     "trpo": (TRPO(**COMMON, **CRITIC, max_kl=0.02), 25),
     "trpo-penalty": (TRPOPenalty(**COMMON, **CRITIC, max_kl=0.02), 25),
     "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),

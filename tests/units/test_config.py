@@ -324,6 +324,21 @@ FLAGS = {
         "value_coef": 0.5,
         "normalise_advantage": False,
     },
+    "a2c-trust-region": SHARED
+    | {
+        "gamma": 0.99,
+        "gae_lambda": 1.0,
+        "max_kl_slope": 1.0,
+        "average_decay": 0.99,
+        "num_steps": 5,
+        "optimiser": "rmsprop",
+        "learning_rate": 7e-4,
+        "learning_rate_schedule": "linear",
+        "max_grad_norm": 0.5,
+        "entropy_coef": 0.01,
+        "value_coef": 0.5,
+        "normalise_advantage": False,
+    },
     "vpg-adaptive": SHARED
     | {
         "gamma": 0.99,

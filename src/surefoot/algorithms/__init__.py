@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import a2c, actor_critic, cem, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
+from . import a2c, a2c_trust_region, actor_critic, cem, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
 
 
 class Algorithm(NamedTuple):
@@ -24,6 +24,9 @@ ALGORITHMS = {
     "vpg-adaptive": Algorithm("vpg-adaptive", vpg_adaptive.VPGAdaptive, vpg_adaptive.init, vpg_adaptive.act, vpg_adaptive.update),
     "actor-critic": Algorithm("actor-critic", actor_critic.ActorCritic, actor_critic.init, actor_critic.act, actor_critic.update),
     "a2c": Algorithm("a2c", a2c.A2C, a2c.init, a2c.act, a2c.update),
+    "a2c-trust-region": Algorithm(
+        "a2c-trust-region", a2c_trust_region.A2CTrustRegion, a2c_trust_region.init, a2c_trust_region.act, a2c_trust_region.update
+    ),
     "trpo": Algorithm("trpo", trpo.TRPO, trpo.init, trpo.act, trpo.update),
     "trpo-penalty": Algorithm("trpo-penalty", trpo_penalty.TRPOPenalty, trpo_penalty.init, trpo_penalty.act, trpo_penalty.update),
     "ppo-penalty": Algorithm("ppo-penalty", ppo_penalty.PPOPenalty, ppo_penalty.init, ppo_penalty.act, ppo_penalty.update),

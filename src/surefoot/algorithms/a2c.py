@@ -22,7 +22,7 @@ from ..estimates import estimate
 from ..math.policy_gradient import score_function_loss
 from ..math.reduce import masked_mean, standardise
 from ..math.values import squared_value_loss
-from ..minibatches import gradient_step, scheduled
+from ..minibatches import clipped_optimiser, gradient_step, scheduled
 from ..normalise import ReturnScale, start_return_scale
 from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_and_values
 from ..types import EnvironmentSpec, Rollout
@@ -80,22 +80,13 @@ class Batch(NamedTuple):
     valid: jax.Array
 
 
-def optimiser(config: A2C) -> optax.GradientTransformation:
-    """RMSprop or Adam on globally clipped gradients; the step size is applied by `update`, where its schedule is."""
-    if config.optimiser == "rmsprop":
-        scale = optax.scale_by_rms(decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True)
-    else:
-        scale = optax.scale_by_adam(eps=1e-5)
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), scale)
-
-
 def init(config: A2C, spec: EnvironmentSpec, key: jax.Array) -> State:
     """Parameters, optimiser and statistics before the first step."""
     policy, critic = actor_and_critic(config, spec, key)
     return State(
         acting=policy,
         critic=critic,
-        optimiser=optimiser(config).init(ravel_pytree((policy.actor, critic))[0]),
+        optimiser=clipped_optimiser(config).init(ravel_pytree((policy.actor, critic))[0]),
         return_scale=start_return_scale(config, spec.num_envs),
     )
 
@@ -122,7 +113,7 @@ def update(config: A2C, state: State, rollout: Rollout, frozen: None, key: jax.A
     batch = Batch(before.inputs, rollout.action, before.advantage, before.value_target, rollout.valid)
     flat, unravel = ravel_pytree((policy.actor, state.critic))
     (flat, moments), metrics = gradient_step(
-        lambda flat: loss(unravel(flat), batch, config), flat, state.optimiser, optimiser(config), learning_rate
+        lambda flat: loss(unravel(flat), batch, config), flat, state.optimiser, clipped_optimiser(config), learning_rate
     )
     actor, critic = unravel(flat)
 

@@ -1,4 +1,4 @@
-"""Steps inside a trust region: curvature of a divergence, the direction it asks for, how far to go along it, and how far next time."""
+"""Steps inside a trust region: curvature of a divergence, the direction it asks or leaves, how far to go, and how far next time."""
 
 from __future__ import annotations
 
@@ -92,6 +92,18 @@ def dual_ascent(multiplier: jax.Array, divergence: jax.Array, *, max_divergence:
     """
     check_same_shape(multiplier=multiplier, divergence=divergence)
     return jnp.maximum(multiplier + step_size * (divergence - max_divergence), 0)
+
+
+def project_onto_half_space(vector: jax.Array, normal: jax.Array, *, bound: Scalar) -> jax.Array:
+    """The nearest z to each vector [..., D] with normal . z <= bound: z = g - max(0, (k . g - bound) / |k|^2) k.
+
+    Wang et al. 2017, arXiv:1611.01224, section 3.3, with the gradient g of the policy's statistics and that of a divergence, k.
+    A vector is left as it is where the normal is 0.
+    """
+    check_same_shape(vector=vector, normal=normal)
+    squared = jnp.sum(jnp.square(normal), axis=-1, keepdims=True)
+    excess = jnp.maximum(jnp.sum(normal * vector, axis=-1, keepdims=True) - bound, 0)
+    return vector - jnp.where(squared > 0, excess / jnp.where(squared > 0, squared, 1), 0) * normal
 
 
 def adaptive_step_size(step_size: jax.Array, kl: jax.Array, *, target: Scalar, factor: Scalar = 1.5, tolerance: Scalar = 2.0) -> jax.Array:
