@@ -45,7 +45,8 @@ def learn(name: str, probe_id: jax.Array, continuous: bool, key: jax.Array) -> A
     algorithm, (config, iterations) = named(name), SETTINGS[name]
     environment = Probe(probe_id, continuous)
     spec = EnvironmentSpec(environment.name, environment.observation_space, environment.action_space, NUM_ENVS)
-    state, stream = algorithm.init(config, spec, key), start_stream(environment, NUM_ENVS, key)
+    state = algorithm.init(config, spec, key)
+    stream = start_stream(environment, NUM_ENVS, key, partial(algorithm.act, config, state.acting))
 
     def iteration(carry: Any, index: jax.Array) -> tuple[Any, None]:
         state, stream = carry
