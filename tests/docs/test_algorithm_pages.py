@@ -15,7 +15,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
 LANGUAGES = ["", ".zh-CN"]
 FORMULAS, LEFT_OUT, DEFAULTS, AUDIT, TRAINING, REFERENCES = range(1, 7)  # sections of an algorithm's page
 LADDER, SHARED, SHARED_DEFAULTS, SHARED_AUDIT = range(1, 5)  # and of the index
-WITH_PAGE = [name for name in ALGORITHMS if (FOLDER / f"{name}.md").exists()]
+WITH_PAGE = [name for name in ALGORITHMS if (PAGES / f"{name}.md").exists()]
 
 
 def table(page, section):
