@@ -1,6 +1,6 @@
 """The cross-entropy method: draw policies from a normal distribution, play each of them, refit the distribution to the best.
 
-Szita & Lorincz 2006, "Learning Tetris Using the Noisy Cross-Entropy Method", eqs. 1 to 4, with their decreasing extra noise. Every
+Szita & Lorincz 2006, "Learning Tetris Using the Noisy Cross-Entropy Method", with their decreasing extra noise. Every
 candidate is a deterministic policy and plays `episodes` whole episodes; once all have, the elites give the next mean and spread.
 The mean is what is saved. A stream plays one candidate until its episode ends, however many batches that takes, and each batch
 ends by saying who is next; an episode that outlives its generation counts for nothing. There is no critic and no gradient.

@@ -3,7 +3,7 @@
 The constrained problem is eq. 14 of Schulman et al. 2015, arXiv:1502.05477: maximise the surrogate subject to KL <= epsilon. Its
 Lagrangian, surrogate - lambda (KL - epsilon), is climbed by a number of gradient steps on the whole batch (section 4 has the
 penalty with a fixed coefficient); then the multiplier follows its own gradient, lambda <- max(0, lambda + alpha (KL - epsilon))
-(Boyd & Vandenberghe 2004, "Convex Optimization", section 5.1, for the dual problem; Uzawa's method). Advantages are GAE
+(Boyd & Vandenberghe 2004, "Convex Optimization", section 5.2, for the dual problem; Uzawa's method). Advantages are GAE
 (Schulman et al. 2016, eq. 16). Adam begins anew with each batch, whose problem is a new one; the multiplier is what stays.
 Left out: a guarantee for the single step, which the line search of `trpo` gives. A trunk shared by actor and critic is refused.
 """

@@ -21,11 +21,11 @@ def refit_gaussian(elite: jax.Array, *, extra_variance: Scalar) -> tuple[jax.Arr
     """Mean [D] and standard deviation [D] of elites [K, D], with `extra_variance` added to each parameter's own.
 
     Without it the distribution shrinks before it has found anything. Szita & Lorincz 2006, "Learning Tetris Using the Noisy
-    Cross-Entropy Method", eqs. 3 and 4.
+    Cross-Entropy Method".
     """
     return jnp.mean(elite, axis=0), jnp.sqrt(jnp.var(elite, axis=0) + extra_variance)
 
 
 def decaying_noise(generation: jax.Array, *, start: Scalar, generations: Scalar) -> jax.Array:
-    """max(0, start (1 - generation / generations)): the extra variance Z_t of Szita & Lorincz 2006, section 2.3."""
+    """max(0, start (1 - generation / generations)): the extra variance Z_t of Szita & Lorincz 2006."""
     return jnp.maximum(start * (1 - generation / generations), 0)
