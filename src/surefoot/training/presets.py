@@ -12,6 +12,7 @@ MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "CartPole-v1"): {"num_steps": 128},
     ("ppo", "CartPole-v1"): {
+        "gae_lambda": 0.98,
         "num_steps": 128,
         "minibatch_size": 256,
         "learning_rate": 1e-3,
