@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 # Programs are compiled once for the whole suite, in this process and in those it starts.
 CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parent.parent / ".pytest_cache" / "home")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_let_go() -> Iterator[None]:
+    """Every compiled program maps memory. A process may hold 65,530 maps on Linux, and XLA ends it by a segmentation fault beyond that."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

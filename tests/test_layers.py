@@ -14,8 +14,9 @@ LAYERS = [
     {
         *{"types", "config", "spaces", "distributions", "networks", "policies", "normalise"},
         *{"minibatches", "critics", "estimates", "waiting", "audit", "packing", "staging"},
+        *{"replay", "action_values", "pathwise"},
     },
-    {"envs", "replay", "collect"},
+    {"envs", "collect"},
     {"algorithms"},
     {"training"},
     {"rlhf", "report"},

@@ -24,11 +24,13 @@ class Clock:
 
     def __init__(self, job: dict[str, Any]):
         self.job = job
-        self.marks = [time.perf_counter()]  # the beginning, then the end of each iteration
+        self.marks = [time.perf_counter()]  # the beginning, then the end of each iteration, or of several that are reported together
+        self.done = [0]  # iterations by then
 
-    def tick(self) -> None:
-        """An iteration has ended."""
+    def tick(self, iterations: int = 1) -> None:
+        """So many iterations have ended."""
         self.marks.append(time.perf_counter())
+        self.done.append(self.done[-1] + iterations)
 
     @property
     def enough(self) -> bool:
@@ -39,12 +41,12 @@ class Clock:
         """Steady speed after the warm-up, and what the first iteration took beyond a steady one: setting up and compiling."""
         settings = self.job["settings"]
         seconds = self.marks[-1] - self.marks[self.job["warm_up"]]
-        iterations = len(self.marks) - 1 - self.job["warm_up"]
+        iterations = self.done[-1] - self.done[self.job["warm_up"]]
         result = {
             "steps_per_second": round(iterations * settings["num_steps"] * self.job["num_envs"] / seconds, 1),
             "iterations": iterations,
             "seconds": round(seconds, 3),
-            "startup_seconds": round(self.marks[1] - self.marks[0] - seconds / iterations, 3),
+            "startup_seconds": round(self.marks[1] - self.marks[0] - self.done[1] * seconds / iterations, 3),
         }
         print(json.dumps({"result": result, "versions": versions()}))
 

@@ -15,8 +15,10 @@ clock = Clock(job)
 with tempfile.TemporaryDirectory() as directory:
     config = named(job["algorithm"]).config(**job["settings"])
     out = Path(directory) / "run"
-    for _ in sf.iterate(config, job["environment"], steps=1e9, num_envs=job["num_envs"], preset=False, out=out):
-        clock.tick()
+    done = 0
+    for report in sf.iterate(config, job["environment"], steps=1e9, num_envs=job["num_envs"], preset=False, out=out):
+        clock.tick(report.metrics["iteration"] - done)
+        done = report.metrics["iteration"]
         if clock.enough:
             break
 clock.print_result()

@@ -6,9 +6,14 @@ from .algorithms.a2c import A2C
 from .algorithms.a2c_trust_region import A2CTrustRegion
 from .algorithms.actor_critic import ActorCritic
 from .algorithms.cem import CEM
+from .algorithms.ddpg import DDPG
+from .algorithms.dqn import DQN, Rainbow
 from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
+from .algorithms.q_learning import QLearning
 from .algorithms.reinforce import REINFORCE
+from .algorithms.sac import SAC
+from .algorithms.td3 import TD3
 from .algorithms.trpo import TRPO
 from .algorithms.trpo_penalty import TRPOPenalty
 from .algorithms.vpg_adaptive import VPGAdaptive
@@ -22,14 +27,20 @@ __version__ = version("surefoot")
 __all__ = [
     "A2C",
     "CEM",
+    "DDPG",
+    "DQN",
     "PPO",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "TRPO",
     "A2CTrustRegion",
     "ActorCritic",
     "CheckpointError",
     "NonFiniteError",
     "PPOPenalty",
+    "QLearning",
+    "Rainbow",
     "Report",
     "Run",
     "Stopped",

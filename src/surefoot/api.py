@@ -65,8 +65,7 @@ class Run:
         """The policy, its environment and the run's seed."""
         use_compilation_cache()
         record = read_record(self.path)
-        network = record["config"]["network"]
-        if network != "mlp":
+        if (network := record["config"].get("network", "mlp")) != "mlp":
             find_factory(network, import_module=True)
         env = recorded_environment(record) if self._env is None else self._env
         return {"policy": self.policy, "env": env, "seed": record["seed"]}

@@ -212,7 +212,7 @@ class CheckOptions:
 def _train(argv: list[str]) -> None:
     from . import api
     from .algorithms import ALGORITHMS, named
-    from .networks import find_factory
+    from .networks import find_factory, own_network
     from .training.presets import preset_for, with_settings
     from .training.session import whole_number
 
@@ -254,8 +254,8 @@ def _train(argv: list[str]) -> None:
     settings = getattr(given, group)
     chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     config = algorithm.config(**{name: value for name, value in chosen.items() if value != getattr(default, name)})
-    if config.network != "mlp":
-        find_factory(config.network, import_module=True)
+    if (network := own_network(config)) is not None:
+        find_factory(network, import_module=True)
     options = given.run
     if whole_number("seeds", options.seeds, minimum=1) > 1:
         _train_seeds(given.env, options, argv)

@@ -118,8 +118,11 @@ class HostCollector:
         self.num_steps = num_steps
         self.seconds = {"environment": 0.0, "acting": 0.0}
 
-    def collect(self, acting: PyTree, progress: float, key: jax.Array) -> Rollout:
-        """The next `num_steps` steps. The arrays of the rollout are overwritten by the next call."""
+    def collect(self, acting: PyTree, progress: float, key: jax.Array, ahead: PyTree = None) -> Rollout:
+        """The next `num_steps` steps; with what `actor.ahead` gave for them nothing is drawn from `key`.
+
+        The arrays of the rollout are overwritten by the next call.
+        """
         rows, actions = self.rows, []
         began = time.perf_counter()
         if self.actor is None:
@@ -128,7 +131,7 @@ class HostCollector:
             self.carry = jax.tree.unflatten(jax.tree.structure(carry), restored or map(np.asarray, jax.tree.leaves(empty(carry))))
             observed = self.obs, self.action_mask, self.carry, self.time
             self.actor = host_actor(self.act_at, acting, key, observed, self.num_steps)
-        self.actor.begin(acting, key)
+        self.actor.begin(acting, key, ahead)
         self.seconds["acting"] += time.perf_counter() - began
         start = self.carry
         for t in range(self.num_steps):

@@ -77,3 +77,11 @@ def check_bounds(config: Any, **intervals: str) -> None:
         below = value is None or (value <= high if interval[-1] == "]" else value < high)
         if not (above and below):
             raise ValueError(f"{type(config).__name__}.{name} must lie in {interval}, got {value!r}.")
+
+
+def refuse_unread(config: Any) -> None:
+    """Raise where a setting is not at its default although nothing reads it: `config.unread` maps such names to what would."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, needs in config.unread.items():
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(f"{type(config).__name__}.{name} is for {needs} only; leave it out, or set {needs} too.")

@@ -12,6 +12,7 @@ from .math.divergences import categorical_kl, gaussian_kl
 from .math.shapes import check_same_shape
 
 LOG_TWO_PI = 1.8378770664093453
+LOG_TWO = 0.6931471805599453
 # Far below any logit, and finite: minus infinity would turn 0 * log 0 and its gradient into NaN.
 MASKED_LOGIT = -1e9
 
@@ -128,6 +129,38 @@ class DiagonalGaussian(NamedTuple):
     def fisher_metric(self, tangent: DiagonalGaussian) -> DiagonalGaussian:
         """The Fisher information times a tangent: 1 / variance of each mean, 2 of each log standard deviation."""
         return DiagonalGaussian(jnp.exp(-2 * self.log_std) * tangent.mean, 2 * tangent.log_std)
+
+
+class TanhGaussian(NamedTuple):
+    """A vector of independent normals u, squashed into (-1, 1): a = tanh(u). Haarnoja et al. 2018, arXiv:1801.01290, appendix C."""
+
+    mean: jax.Array  # [..., A], of u
+    log_std: jax.Array  # [..., A], or [A], of u
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jnp.tanh(DiagonalGaussian(*self).sample(key))
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `sample` gives, and its log-probability: exact where the action itself has been rounded to an end of its range."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        u = self.mean + jnp.exp(self.log_std) * noise
+        return jnp.tanh(u), jnp.sum(-0.5 * (noise**2 + LOG_TWO_PI) - self.log_std - log_tanh_slope(u), axis=-1)
+
+    def mode(self) -> jax.Array:
+        """tanh(mean): the median, which acts without noise. The density itself may be greatest at the ends."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Of actions [..., A] inside (-1, 1); one at or beyond an end counts as the last number before it."""
+        check_same_shape(action=action, mean=self.mean)
+        limit = 1 - jnp.finfo(action.dtype).epsneg
+        u = jnp.arctanh(jnp.clip(action, -limit, limit))
+        return DiagonalGaussian(*self).log_prob(u) - jnp.sum(log_tanh_slope(u), axis=-1)
+
+
+def log_tanh_slope(u: jax.Array) -> jax.Array:
+    """log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays exact where tanh(u) rounds to 1."""
+    return 2 * (LOG_TWO - u - jax.nn.softplus(-2 * u))
 
 
 Distribution = Categorical | MultiCategorical | DiagonalGaussian

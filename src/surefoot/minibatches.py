@@ -12,7 +12,7 @@ import optax
 from .types import PyTree
 
 Metrics = dict[str, jax.Array]
-Loss = Callable[[jax.Array], tuple[jax.Array, Metrics]]
+Loss = Callable[[Any], tuple[jax.Array, Metrics]]
 
 
 def check_minibatch(config: Any, num_envs: int) -> None:
@@ -59,15 +59,16 @@ def clipped_optimiser(config: Any) -> optax.GradientTransformation:
 
 
 def gradient_step(
-    loss: Loss, parameters: jax.Array, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: Any
-) -> tuple[tuple[jax.Array, optax.OptState], Metrics]:
+    loss: Loss, parameters: PyTree, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: Any
+) -> tuple[tuple[PyTree, optax.OptState], Metrics]:
     """(parameters and moments after one step down the loss, its metrics with the norm of the gradient).
 
-    The parameters are one vector: a step is then one small loop, and not one for each layer.
+    Small networks are best given as one vector: a step is then one small loop, and not one for each layer.
     """
     gradient, metrics = jax.grad(loss, has_aux=True)(parameters)
     direction, moments = optimiser.update(gradient, moments)
-    return (parameters - learning_rate * direction, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
+    parameters = jax.tree.map(lambda old, step: old - learning_rate * step, parameters, direction)
+    return (parameters, moments), metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
 
 def shuffled(key: jax.Array, size: int) -> jax.Array:

@@ -99,6 +99,12 @@ def register(name: str, factory: TorsoFactory) -> None:
     _factories[name] = factory
 
 
+def own_network(config: Any) -> str | None:
+    """The name of the network that a user gave to a configuration; None where it is 'mlp', or there is no such setting."""
+    name: str = getattr(config, "network", "mlp")
+    return None if name == "mlp" else name
+
+
 def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
     """What `network_name` named: registered, or an `equinox.Module` class of a module that the program has loaded.
 

@@ -96,6 +96,13 @@ def zero_actions(space: Space[Any], *leading: int) -> Array:
     return jnp.zeros((*leading, action_size(space))) if sizes is None else jnp.zeros((*leading, len(sizes)), jnp.int32)
 
 
+def uniform_choice(key: jax.Array, shape: tuple[int, int], action_mask: Array | None) -> jax.Array:
+    """For each of N rows one of A actions, `shape` being (N, A), all legal ones equally likely."""
+    if action_mask is None:
+        return jax.random.randint(key, shape[:1], 0, shape[1], jnp.int32)
+    return jnp.argmax(jnp.where(action_mask, jax.random.uniform(key, shape), -1.0), axis=-1).astype(jnp.int32)
+
+
 def to_environment(space: Space[Any], action: Array) -> Array:
     """Actions in the policy's units [..., A] or [...] as the space has them; NumPy in, NumPy out.
 
@@ -109,9 +116,9 @@ def to_environment(space: Space[Any], action: Array) -> Array:
         shaped = action.reshape((*action.shape[:-1], *space.shape))
         start = getattr(space, "start", np.zeros(()))
         return (shaped + xp.asarray(start, action.dtype) if np.any(start) else shaped).astype(dtype)
-    unit = (action.reshape((*action.shape[:-1], *space.shape)) + 1.0) / 2.0
+    from_low = action.reshape((*action.shape[:-1], *space.shape)) + 1.0
     # Clipped here and not before: rounding would take the ends of some intervals a little beyond themselves.
-    scaled = xp.minimum(xp.maximum(space.low + unit * (space.high - space.low), space.low), space.high)
+    scaled = xp.minimum(xp.maximum(space.low + from_low * ((space.high - space.low) / 2.0), space.low), space.high)
     return scaled.astype(dtype)
 
 

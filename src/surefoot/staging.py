@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from .packing import Packed, pack, unpack
+from .packing import pack, unpack
 from .types import PyTree
 
 BEFORE, EACH_STEP, OBSERVED = range(3)  # what a value depends on: the parameters; the step's random numbers too; what is observed too
@@ -94,7 +94,10 @@ class CompiledActor:
         self._act = jax.jit(act)
         self._fixed: tuple[PyTree, ...] = ()
 
-    def begin(self, acting: PyTree, key: jax.Array) -> None:
+    def ahead(self, acting: PyTree, key: jax.Array) -> None:
+        """Nothing: each step computes all that it needs."""
+
+    def begin(self, acting: PyTree, key: jax.Array, ahead: None = None) -> None:
         """Take the parameters and the random numbers of the next batch."""
         self._fixed = acting, key
 
@@ -129,9 +132,11 @@ class NumpyActor:
                 values |= zip(each.outputs, result if each.primitive.multiple_results else [result], strict=True)
             return [spread(i, jnp.asarray(values[i])) for i in before], [values[i] for i in each_step]
 
-        @jax.jit
-        def prepare(leaves: list[jax.Array]) -> Packed:
-            return pack(jax.vmap(known_at, in_axes=(None, 0), out_axes=(None, 0))(leaves, jnp.arange(num_steps, dtype=jnp.int32)))
+        def ahead(acting: PyTree, key: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+            """(what depends on the parameters alone, what depends on the step too [T, ...]) of a batch, to be compiled."""
+            leaves, steps = jax.tree.leaves((acting, key)), jnp.arange(num_steps, dtype=jnp.int32)
+            known: tuple[list[jax.Array], list[jax.Array]] = jax.vmap(known_at, in_axes=(None, 0), out_axes=(None, 0))(leaves, steps)
+            return known
 
         values: list[Any] = [None] * len(tape.levels)
 
@@ -143,14 +148,15 @@ class NumpyActor:
             return lambda x: operation(x, *[values[i] for i in others]), first, None, each.outputs[0]
 
         self._program = [step_of(each, operation) for each, operation in late]
-        self._prepare, self._values, self._before, self._each_step = prepare, values, before, each_step
+        self.ahead, self._prepare = ahead, jax.jit(lambda acting, key: pack(ahead(acting, key)))
+        self._values, self._before, self._each_step = values, before, each_step
         self._observed = slice(tape.levels.index(OBSERVED), tape.num_arguments)
         self._results, self._structure = tape.results, structure
         self._rows: list[tuple[int, Any]] = []
 
-    def begin(self, acting: PyTree, key: jax.Array) -> None:
-        """Take the parameters and the random numbers of the next batch."""
-        before, each_step = unpack(self._prepare(jax.tree.leaves((acting, key))))
+    def begin(self, acting: PyTree, key: jax.Array, ahead: PyTree = None) -> None:
+        """Take the parameters and the random numbers of the next batch, or what `ahead` gave for them."""
+        before, each_step = unpack(self._prepare(acting, key)) if ahead is None else ahead
         for i, value in zip(self._before, before, strict=True):
             self._values[i] = value
         self._rows = list(zip(self._each_step, each_step, strict=True))

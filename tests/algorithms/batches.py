@@ -163,3 +163,60 @@ def experience_like(rollout, seed):
     mixed = {name: rng.permuted(getattr(rollout, name), axis=0) for name in ("obs", "action", "final_obs")}
     zero = {"terminated": never, "truncated": never, "valid": never, "time": np.zeros_like(rollout.time)}
     return rollout._replace(**mixed, **zero, reward=np.full_like(rollout.reward, 99.0))
+
+
+# What learns from a replay
+
+
+def unconnected(obs, action, reward, terminated, following, *, progress=0.0, mask=None, next_mask=None):
+    """Transitions [T, N] that have nothing to do with each other: each ends its episode, by truncation where it goes on."""
+    terminated = np.asarray(terminated, bool)
+    return Rollout(
+        obs=obs,
+        action=action,
+        reward=np.asarray(reward, np.float32),
+        terminated=terminated,
+        truncated=~terminated,
+        final_obs=following,
+        valid=np.ones_like(terminated),
+        time=np.zeros(terminated.shape, np.int32),
+        last_obs=obs[-1],
+        progress=np.float32(progress),
+        action_mask=mask,
+        final_action_mask=next_mask,
+        last_action_mask=None if mask is None else mask[-1],
+    )
+
+
+class Adam:
+    """Adam of one vector, by its definition."""
+
+    def __init__(self, *, eps=1e-5):
+        self.first, self.second, self.count, self.eps = 0.0, 0.0, 0, eps
+
+    def __call__(self, gradient):
+        """The direction of the step."""
+        self.count += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        return self.first / (1 - 0.9**self.count) / (np.sqrt(self.second / (1 - 0.999**self.count)) + self.eps)
+
+
+def best_values(following, reward, terminated, gamma):
+    """Q* [S, A] of a deterministic problem, by iteration."""
+    q = np.zeros(np.shape(reward))
+    for _ in range(2000):
+        q = reward + gamma * np.where(terminated, 0.0, np.max(q, axis=1)[following])
+    return q
+
+
+# Four states, two actions: where they lead, what they pay, and which of them end the episode.
+FOLLOWING = np.array([[1, 2], [0, 3], [3, 0], [2, 3]])
+PAID = np.array([[0.0, 0.3], [0.2, -0.5], [1.0, 0.1], [-0.2, 0.6]])
+ENDS = np.array([[False, False], [False, False], [True, False], [False, True]])
+
+
+def every_pair(progress=0.0):
+    """All eight pairs of state and action, as one step of eight streams."""
+    state, action = (x.ravel()[None].astype(np.int32) for x in np.indices((4, 2)))
+    return unconnected(state, action, PAID.ravel()[None], ENDS.ravel()[None], FOLLOWING.ravel()[None].astype(np.int32), progress=progress)

@@ -193,16 +193,35 @@ def test_epochs_end_once_one_of_them_was_half_as_far_again_as_its_target():
 
 
 def test_schedules_follow_the_progress_of_the_run():
-    scheduled = Whole(clip=0.4, clip_schedule="linear", learning_rate=0.2, learning_rate_schedule="linear")
-    state, rollout = first_state(scheduled), experience(SPEC, (5, 3))
-    start, middle, end = (update(scheduled, state, rollout._replace(progress=np.float32(progress))) for progress in (0.0, 0.5, 1.0))
-    for (_, metrics), rest in ((start, 1.0), (middle, 0.5), (end, 0.0)):
-        np.testing.assert_allclose([metrics["clip"], metrics["learning_rate"]], [0.4 * rest, 0.2 * rest], rtol=1e-7)
-    np.testing.assert_array_equal(parameters(end[0]), parameters(state))
-    constant, metrics = update(Whole(), state, rollout._replace(progress=np.float32(0.9)))
-    np.testing.assert_allclose(parameters(middle[0]), parameters(constant), rtol=1e-6)
-    np.testing.assert_allclose([metrics["clip"], metrics["learning_rate"]], [0.2, 0.1], rtol=1e-7)
-    assert np.max(np.abs(parameters(start[0]) - parameters(constant))) > 0.01
+    """Each its own: halfway, the one's clip and the other's step size have fallen to where they stay for the other."""
+    clip, rate = Whole(clip=0.4, clip_schedule="linear"), Whole(learning_rate=0.2, learning_rate_schedule="linear")
+    state, rollout, moved = first_state(clip), experience(SPEC, (5, 3)), {}
+    for progress, rest in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
+        for config, expected in ((clip, (0.4 * rest, 0.1)), (rate, (0.2, 0.2 * rest))):
+            after, metrics = update(config, state, rollout._replace(progress=np.float32(progress)))
+            np.testing.assert_allclose([metrics["clip"], metrics["learning_rate"]], expected, rtol=1e-7)
+            moved[config, progress] = parameters(after)
+    np.testing.assert_allclose(moved[clip, 0.5], moved[rate, 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(moved[rate, 1.0], parameters(state))
+    assert np.max(np.abs(moved[clip, 0.0] - moved[clip, 0.5])) > 0.01
+    assert np.max(np.abs(moved[rate, 0.0] - moved[rate, 0.5])) > 0.01
+
+
+def test_every_epoch_descends_the_loss_with_what_was_true_before_the_first():
+    """Old probabilities and values, advantages and targets are those of the policy and the critic that acted."""
+    config = Whole(clip_value=0.05)
+    state, rollout = first_state(config), experience(SPEC, (5, 3))
+    value, next_value = values_of(state, rollout)
+    decays = {"discount": config.gamma, "gae_lambda": config.gae_lambda}
+    advantage = gae(rollout.reward, value, next_value, rollout.terminated, rollout.truncated, **decays)
+    old_log_prob = distribution(state.acting, rollout.obs).log_prob(rollout.action)
+    batch = Batch(inputs(rollout.obs), rollout.action, old_log_prob, value, advantage, advantage + value, rollout.valid)
+    (flat, unravel), moments = ravel_pytree((state.acting.actor, state.critic)), state.optimiser
+    slope = jax.jit(jax.grad(lambda flat: loss(unravel(flat), batch, config.clip, config)[0]))
+    for _ in range(config.epochs):
+        direction, moments = clipped_adam(config).update(slope(flat), moments)
+        flat = flat - config.learning_rate * direction
+    np.testing.assert_allclose(parameters(update(config, state, rollout)[0]), flat, **TOLERANCE)
 
 
 def test_gradients_are_scaled_down_to_their_largest_norm():

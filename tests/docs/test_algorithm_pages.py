@@ -2,20 +2,24 @@
 
 import ast
 import dataclasses
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import surefoot as sf
 from surefoot.algorithms import ALGORITHMS
 from surefoot.policies import ActorCriticSettings
+from surefoot.training.episodes import Ended, Recent
 
 PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
 LANGUAGES = ["", ".zh-CN"]
-FORMULAS, LEFT_OUT, DEFAULTS, AUDIT, TRAINING, REFERENCES = range(1, 7)  # sections of an algorithm's page
+FORMULAS, LEFT_OUT, DEFAULTS, METRICS, TRAINING, REFERENCES = range(1, 7)  # sections of an algorithm's page
 LADDER, SHARED, SHARED_DEFAULTS, SHARED_AUDIT = range(1, 5)  # and of the index
-WITH_PAGE = [name for name in ALGORITHMS if (PAGES / f"{name}.md").exists()]
+AUDITED = {"": "What the step audit tells", ".zh-CN": "步进审计说明什么"}  # the title of METRICS, where there is an audit
+UNAUDITED = {"": "What a run reports", ".zh-CN": "训练会报告什么"}  # and where there is none
 
 
 def table(page, section):
@@ -25,16 +29,24 @@ def table(page, section):
 
 
 def defaults(page, section):
-    return {setting: ast.literal_eval(here) for setting, here, *_ in table(page, section)}
+    return {setting: math.inf if here == "inf" else ast.literal_eval(here) for setting, here, *_ in table(page, section)}
 
 
 def fields(config):
     return {field.name: field.default for field in dataclasses.fields(config)}
 
 
+def learns_from_replay(config):
+    return "replay_size" in fields(config)
+
+
 def own(config):
-    """The settings that an algorithm does not have in common with the others, and those that begin elsewhere."""
-    return dict(fields(config).items() - fields(ActorCriticSettings).items())
+    """Of a method with replay all settings, of another those that it does not have in common with the index, or that begin elsewhere."""
+    return fields(config) if learns_from_replay(config) else dict(fields(config).items() - fields(ActorCriticSettings).items())
+
+
+def explained(page, section):
+    return [metric for names, *_ in table(page, section) for metric in re.findall(r"\w+", names)]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -43,7 +55,7 @@ def test_the_ladder_is_the_registry(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("name", WITH_PAGE)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_defaults_on_a_page_are_those_of_the_configuration(name, language):
     assert defaults(f"{name}{language}.md", DEFAULTS) == own(ALGORITHMS[name].config)
 
@@ -53,7 +65,7 @@ def test_the_shared_defaults_are_those_of_the_configuration(language):
     assert defaults(f"README{language}.md", SHARED_DEFAULTS) == fields(ActorCriticSettings)
 
 
-@pytest.mark.parametrize("name", ["README", *WITH_PAGE])
+@pytest.mark.parametrize("name", ["README", *ALGORITHMS])
 def test_a_chinese_table_has_the_numbers_of_the_english_one(name):
     def numbers(language):
         rows = re.findall(r"^\|.*", (PAGES / f"{name}{language}.md").read_text(), re.MULTILINE)
@@ -62,10 +74,19 @@ def test_a_chinese_table_has_the_numbers_of_the_english_one(name):
     assert numbers("") == numbers(".zh-CN")
 
 
-@pytest.mark.parametrize("name", WITH_PAGE)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_iteration_reports_the_metrics_on_the_page(name, tmp_path):
     config = ALGORITHMS[name].config
-    rows = table(f"{name}.md", AUDIT) + (table("README.md", SHARED_AUDIT) if issubclass(config, ActorCriticSettings) else [])
-    explained = {metric for names, *_ in rows for metric in re.findall(r"\w+", names)}
-    report = next(iter(sf.iterate(config(), "CartPole-v1", steps=1, out=tmp_path / "run")))
-    assert explained <= report.metrics.keys()
+    environment = {"ddpg": "Pendulum-v1", "td3": "Pendulum-v1", "q-learning": "FrozenLake-v1"}.get(name, "CartPole-v1")
+    metrics = next(iter(sf.iterate(config(), environment, steps=1, out=tmp_path / "run"))).metrics.keys()
+    shared = explained("README.md", SHARED_AUDIT) if issubclass(config, ActorCriticSettings) else []
+    assert {*explained(f"{name}.md", METRICS), *shared} <= metrics
+    unaudited = learns_from_replay(config) or name == "q-learning"
+    title = UNAUDITED if unaudited else AUDITED
+    assert {"kl", "search_kl"}.isdisjoint(metrics) == unaudited
+    for language in LANGUAGES:
+        assert (PAGES / f"{name}{language}.md").read_text().split("\n## ")[METRICS].startswith(title[language] + "\n")
+    if unaudited:  # whose pages explain all that the algorithm itself reports
+        of_every_run = {"iteration", "step", *Recent().take(Ended(*4 * [np.zeros((1, 1), bool)]))}
+        own_metrics = {metric for metric in metrics if not metric.startswith("time/")} - of_every_run
+        assert sorted(explained(f"{name}.md", METRICS)) == sorted(own_metrics)

@@ -39,6 +39,7 @@ def blocks(page):
 def test_every_block_says_what_it_is(page):
     assert {language for language, _ in blocks(page)} <= {"sh", "python", "text", "math", "py"}
     assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence is not closed, or is indented"
+    assert "~~~" not in page.read_text(), "a fence that no test reads"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE and {"sh", "python"} & set(dict(blocks(page)))], ids=name)

@@ -213,12 +213,12 @@ def test_what_is_not_finite_is_refused_with_its_place(name, change, problem):
 def test_an_error_in_the_pool_names_its_environment(monkeypatch):
     from mujoco.batch import Batch, SimulationError
 
-    def fails(self, ids, nstep):
+    def fails(self, ids, num_failed):
         raise SimulationError(np.array([1]), "stack overflow", 3)
 
     env = MujocoEnvironment("Walker2d-v5", num_envs=3)
     env.reset(7)
-    monkeypatch.setattr(Batch, "step", fails)
+    monkeypatch.setattr(Batch, "_check", fails)
     with pytest.raises(EnvironmentFault, match=r"environment 1 \(seed \d+\), step 1: it raised SimulationError: .*stack overflow"):
         env.step(np.zeros((3, 6)))
 

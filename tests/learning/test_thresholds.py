@@ -12,6 +12,7 @@ from surefoot.algorithms import named
 
 # Steps are rounded up to whole batches; these are whole, and within the budgets of 100,000, 150,000, 200,000 and 300,000.
 ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False}
+C51 = {"distribution": "categorical", "value_range": (0.0, 50.0), "target_rate": 0.01, "num_steps": 32}
 BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("reinforce", "CartPole-v1", 149_504, 450.0, {}),
     ("vpg-adaptive", "CartPole-v1", 149_504, 450.0, {}),
@@ -26,6 +27,19 @@ BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("ppo", "CartPole-v1", 99_840, 475.0, {}),
     ("ppo", "Pendulum-v1", 198_656, -250.0, {}),
     ("cem", "CartPole-v1", 299_776, 475.0, {}),
+    ("q-learning", "CliffWalking-v1", 99_968, -13.0, {}),  # the shortest way
+    ("dqn", "CartPole-v1", 98_304, 450.0, {}),
+    ("dqn", "CartPole-v1", 98_304, 450.0, {"double": True}),
+    ("dqn", "CartPole-v1", 98_304, 450.0, {"dueling": True}),
+    ("dqn", "CartPole-v1", 98_304, 450.0, {"n_step": 3, "target_rate": 0.01}),
+    ("dqn", "CartPole-v1", 98_304, 450.0, {"prioritised": True, "learning_rate": 1e-3}),
+    ("dqn", "CartPole-v1", 199_680, 450.0, {"exploration": "noisy"}),
+    ("dqn", "CartPole-v1", 199_680, 450.0, C51),
+    ("dqn", "CartPole-v1", 199_680, 450.0, {"distribution": "quantile", "num_atoms": 21}),
+    ("rainbow", "CartPole-v1", 199_680, 450.0, {}),
+    ("ddpg", "Pendulum-v1", 19_968, -180.0, {}),
+    ("td3", "Pendulum-v1", 19_968, -180.0, {}),
+    ("sac", "Pendulum-v1", 19_968, -180.0, {}),
 ]
 
 

@@ -21,6 +21,9 @@ BATCH = ("reward", "next_value", *FLAGS)
 
 # Array arguments, by the names of the parameters, and options of each function. One that is missing here fails the first test.
 FUNCTIONS = {
+    "distributional.categorical_cross_entropy": (("log_probability", "target_probability"), {}),
+    "distributional.categorical_projection": (("probability", "atom", "support"), {}),
+    "distributional.quantile_huber_loss": (("quantile", "target"), {}),
     "divergences.adaptive_kl_coefficient": (("coefficient", "kl"), {"target": 0.01}),
     "divergences.categorical_kl": (("log_prob_p", "log_prob_q"), {}),
     "divergences.gaussian_kl": (("mean_p", "log_std_p", "mean_q", "log_std_q"), {}),
@@ -34,9 +37,11 @@ FUNCTIONS = {
     "evolution.decaying_noise": (("generation",), {"start": 0.1, "generations": 10}),
     "evolution.refit_gaussian": (("elite",), {"extra_variance": 0.1}),
     "evolution.select_elites": (("candidate", "fitness"), {"num_elites": 2}),
+    "policy_gradient.action_dependent_advantage": (("advantage", "control_variate", "expected_control_variate"), {}),
     "policy_gradient.check_support": (("log_prob_p", "log_prob_q"), {}),
     "policy_gradient.clip_weight": (("weight",), {"maximum": 1.5}),
     "policy_gradient.clipped_surrogate_loss": (("ratio", "advantage"), {"clip": 0.2, "dual_clip": 3.0}),
+    "policy_gradient.expected_control_variate": (("log_probs", "control_variate"), {}),
     "policy_gradient.importance_ratio": (("log_prob", "old_log_prob"), {}),
     "policy_gradient.kl_penalised_surrogate_loss": (("ratio", "advantage", "kl"), {"penalty_coef": 1.0}),
     "policy_gradient.score_function_loss": (("log_prob", "advantage"), {}),
@@ -56,21 +61,27 @@ FUNCTIONS = {
     "returns.lambda_return": (BATCH, {"discount": 0.9, "trace_decay": 0.8}),
     "returns.n_step_return": (BATCH, {"discount": 0.9, "num_steps": 3}),
     "returns.reward_to_go": (BATCH, {"discount": 0.9}),
+    "returns.retrace": (("reward", "q_taken", "next_value", "ratio", *FLAGS), {"discount": 0.9, "gae_lambda": 0.8}),
     "returns.time_discount": (("time",), {"discount": 0.9}),
     "returns.total_return": (("reward", "time", *FLAGS), {"discount": 0.9}),
+    "returns.vtrace": (("reward", "value", "next_value", "ratio", *FLAGS), {"discount": 0.9, "gae_lambda": 0.8}),
     "trust_region.adaptive_step_size": (("step_size", "kl"), {"target": 2e-3}),
     "trust_region.conjugate_gradient": (("target",), {"product": lambda vector: 2 * vector, "num_iterations": 3}),
     "trust_region.dual_ascent": (("multiplier", "divergence"), {"max_divergence": 0.01, "step_size": 3.0}),
     "trust_region.project_onto_half_space": (("vector", "normal"), {"bound": 0.1}),
     "trust_region.trust_region_scale": (("direction", "curvature_times_direction"), {"max_divergence": 0.01}),
     "values.clipped_value_loss": (("value", "old_value", "value_target"), {"clip": 0.2}),
+    "values.double_q_value": (("online_q", "target_q", "action_mask"), {}),
     "values.huber": (("error",), {"delta": 1.0}),
+    "values.max_value": (("q", "action_mask"), {}),
+    "values.n_step_target": (("reward", "next_value", "discount"), {}),
     "values.squared_value_loss": (("value", "value_target"), {}),
     "values.td_target": (("reward", "next_value", "terminated"), {"discount": 0.9}),
+    "values.twin_minimum": (("q",), {}),
 }
 TAKES_NO_ARRAYS = {"shapes.check_same_shape", "trust_region.backtracking_line_search", "trust_region.curvature_product"}
 SAYS_YES_OR_NO = {"episodes.continues", "policy_gradient.check_support"}
-DIFFER_IN_RANK = {"evolution.select_elites"}
+DIFFER_IN_SHAPE = {"distributional.categorical_projection", "distributional.quantile_huber_loss", "evolution.select_elites"}
 WITHOUT_FLOAT_INPUT = {"returns.time_discount"}
 ONE_ARRAY = {name for name, (arguments, _) in FUNCTIONS.items() if len(arguments) == 1}
 
@@ -83,11 +94,12 @@ def function(name):
 def array(name, dtype):
     """A [T, N] array fit for the argument of that name."""
     values = np.random.default_rng(sum(map(ord, name))).uniform(0.1, 0.9, (T, N))
-    if name in (*FLAGS, "mask"):
+    if name in (*FLAGS, "mask", "action_mask"):
         return values < 0.5
     if name == "time":
         return np.repeat(np.arange(T, dtype=np.int32)[:, None], N, axis=1)
-    return (values[:, 0] if name == "fitness" else values).astype(dtype)
+    one_axis = {"fitness": values[:, 0], "support": np.linspace(0, 1, N)}
+    return one_axis.get(name, values).astype(dtype)
 
 
 def test_every_public_function_is_covered():
@@ -106,7 +118,7 @@ def test_dtype_is_kept_inside_a_compiled_program(name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ONE_ARRAY - DIFFER_IN_RANK))
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ONE_ARRAY - DIFFER_IN_SHAPE))
 def test_shapes_that_would_broadcast_are_refused(name):
     arguments, options = FUNCTIONS[name]
     for odd in arguments:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from oracle import TOLERANCE, compiled
 
-from surefoot.math.values import clipped_value_loss, huber, squared_value_loss, td_target
+from surefoot.math.values import (
+    clipped_value_loss,
+    double_q_value,
+    huber,
+    max_value,
+    n_step_target,
+    squared_value_loss,
+    td_target,
+    twin_minimum,
+)
 
 pytestmark = pytest.mark.x64
 
@@ -20,6 +29,45 @@ def test_td_target_has_no_future_after_termination():
 
 def test_td_target_of_a_terminated_row_ignores_whatever_its_value_is():
     assert compiled(td_target, np.array([1.0]), np.array([np.nan]), np.array([True]), discount=0.9) == 1.0
+
+
+def test_n_step_target_reaches_as_far_as_the_discount_says():
+    reward, next_value, discount = np.array([1.0, 1.0, 2.0]), np.array([10.0, 10.0, np.nan]), np.array([0.9, 0.9**3, 0.0])
+    np.testing.assert_allclose(compiled(n_step_target, reward, next_value, discount), [10.0, 8.29, 2.0], **TOLERANCE)
+
+
+Q = np.array([[[3.0, 1.0, 2.0], [-5.0, -4.0, -6.0]], [[1.0, 1.0, 0.0], [7.0, 9.0, 8.0]]])
+OTHER_Q = np.array([[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[0.7, 0.8, 0.9], [1.0, 1.1, 1.2]]])
+LEGAL = np.array([[[False, True, True], [True, False, True]], [[True, True, True], [False, False, True]]])
+
+
+def test_the_greatest_value_is_that_of_a_legal_action():
+    np.testing.assert_array_equal(compiled(max_value, Q), [[3.0, -4.0], [1.0, 9.0]])
+    np.testing.assert_array_equal(compiled(max_value, Q, LEGAL), [[2.0, -5.0], [1.0, 8.0]])
+
+
+def test_in_double_q_the_one_chooses_and_the_other_judges():
+    np.testing.assert_array_equal(compiled(double_q_value, Q, OTHER_Q), [[0.1, 0.5], [0.7, 1.1]])
+    np.testing.assert_array_equal(compiled(double_q_value, Q, OTHER_Q, LEGAL), [[0.3, 0.4], [0.7, 1.2]])
+    np.testing.assert_array_equal(compiled(double_q_value, Q, Q, LEGAL), compiled(max_value, Q, LEGAL))
+
+
+def test_the_greatest_of_noisy_values_is_too_great_and_double_q_is_not():
+    """Exact: two critics, each with independent errors of +1 or -1 on two equally good actions, enumerated."""
+    error = np.array(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T
+    assert compiled(max_value, error[:, :2]).mean() == 0.5
+    assert compiled(double_q_value, error[:, :2], error[:, 2:]).mean() == 0.0
+
+
+def test_of_twins_the_smaller_counts_entry_by_entry():
+    np.testing.assert_array_equal(compiled(twin_minimum, Q[:, 0]), [1.0, 1.0, 0.0])
+    np.testing.assert_array_equal(compiled(twin_minimum, Q), np.where(Q[0] < Q[1], Q[0], Q[1]))
+
+
+@pytest.mark.parametrize("function", [max_value, lambda q, mask: double_q_value(q, q, mask)], ids=["max", "double"])
+def test_a_mask_of_another_shape_is_refused(function):
+    with pytest.raises(ValueError, match=r"q \(2, 2, 3\), action_mask \(3,\)"):
+        function(Q, LEGAL[0, 0])
 
 
 def test_gradient_of_the_squared_loss_is_the_error():
@@ -55,6 +103,7 @@ def test_huber_is_quadratic_and_then_linear():
 def test_no_gradient_reaches_targets_or_old_values():
     def everything(next_value, old_value, value_target):
         target = td_target(jnp.ones(2), next_value, jnp.zeros(2, bool), discount=0.9)
+        target += n_step_target(jnp.ones(2), next_value, jnp.full(2, 0.9))
         x = jnp.array([0.5, 3.0])
         return jnp.sum(target + squared_value_loss(x, value_target) + clipped_value_loss(x, old_value, value_target, clip=0.1))
 

@@ -247,14 +247,31 @@ def test_a_damaged_line_is_named(line, tmp_path):
         plot_audit(run, tmp_path / "audit.png")
 
 
+SMALL_REPLAY = {"num_steps": 4, "replay_size": 1024, "learning_starts": 64, "update_to_data": 0.25, "minibatch_size": 16, "hidden": (8,)}
+CONTINUOUS = "ddpg", "td3"
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_has_its_audit_and_its_report(name, tmp_path):
     config = ALGORITHMS[name].config
-    small = {"num_steps": 16, "hidden": (8,), "minibatch_size": 64}
-    settings = {key: value for key, value in small.items() if key in {field.name for field in dataclasses.fields(config)}}
-    run = sf.train(config(**settings), "CartPole-v1", steps=16 * 128, out=tmp_path / "run", progress=False, preset=False)
+    known = {field.name for field in dataclasses.fields(config)}
+    small = SMALL_REPLAY if "replay_size" in known else {"num_steps": 16, "hidden": (8,), "minibatch_size": 64}
+    settings = {key: value for key, value in small.items() if key in known}
+    environment = "Pendulum-v1" if name in CONTINUOUS else {"q-learning": "FrozenLake-v1"}.get(name, "CartPole-v1")
+    run = sf.train(config(**settings), environment, steps=16 * 128, out=tmp_path / "run", progress=False, preset=False)
     reported = panels(audits(run.path))
     assert reported
     assert run.plot_audit().stat().st_size > 5000
     page = write_report(run.path, tmp_path / "report.html").read_text()
     assert all(panel.title in page for panel in reported)
+    title = "Learning" if "replay_size" in known or name == "q-learning" else "Step audit"
+    assert f"<h2>{title}</h2>" in page
+    assert draw(*read_audits([run.path])).get_suptitle().startswith(f"{title}: {name} on {environment}, seed 0;")
+    if title == "Learning":
+        drawn = {name for panel in reported for name in panel.names}
+        of_critics = {"critic_loss", "critic_gradient_norm", "action_value", "gradient_norm"}
+        of_sac = of_critics | {"entropy", "temperature"}
+        of_values = {"td_error", "epsilon"}
+        of_networks = of_values | {"gradient_norm"}
+        assert drawn == {"q-learning": of_values, "dqn": of_networks, "rainbow": of_networks, "sac": of_sac}.get(name, of_critics)
+        assert "promised" not in page

@@ -59,6 +59,11 @@ def test_metrics_that_are_missing_or_unknown_are_no_findings():
         ("trpo", {}, {"explained_variance": [-0.1] * 8}, ["raise critic_epochs or critic_learning_rate."]),
         ("ppo", {}, {"episode_return": [0, 100, 400, 300, 200, 100, 100, 100]}, ["fell from 400 at step 300 to 100", "Shorten"]),
         ("ppo", {}, {"episode_return": [np.nan] * 8}, ["No episode has ended", "time limit"]),
+        ("sac", {}, {"entropy": [0.01] * 8}, ["almost deterministic", "raise target_entropy, so"]),
+        ("sac", {"temperature": 0.2}, {"entropy": [0.01] * 8}, ["almost deterministic", "raise temperature, so"]),
+        ("dqn", {}, {"episode_return": [0, 100, 400, 300, 200, 100, 100, 100]}, ["fell from 400", "lower learning_rate."]),
+        ("q-learning", {}, {"episode_return": [0, 100, 400, 300, 200, 100, 100, 100]}, ["fell from 400", "lower learning_rate."]),
+        ("td3", {}, {"episode_return": [0, 100, 400, 300, 200, 100, 100, 100]}, ["fell from 400", "lower actor_learning_rate."]),
     ],
 )
 def test_what_stands_out_is_said_once_with_what_to_do(algorithm, config, metrics, expected):

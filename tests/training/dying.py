@@ -1,6 +1,6 @@
 """Run the command line and die by SIGKILL at a moment inside a given phase: `dying.py PHASE CALLS SECONDS surefoot-arguments`.
 
-The kill comes SECONDS after the phase's function has been entered for the CALLS-th time.
+The kill comes SECONDS after the phase's function has been entered for the CALLS-th time, and at the latest when it is entered again.
 """
 
 import os
@@ -25,8 +25,8 @@ PHASES: dict[str, tuple[Any, str]] = {
 }
 
 
-def die(after: float) -> None:
-    threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def arm(phase: str, calls: int, seconds: float) -> None:
@@ -37,7 +37,9 @@ def arm(phase: str, calls: int, seconds: float) -> None:
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
-            die(seconds)
+            threading.Timer(seconds, die).start()
+        elif left[0] < 0:
+            die()
         return original(*arguments, **keywords)
 
     setattr(holder, name, wrapped)

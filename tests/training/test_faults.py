@@ -112,6 +112,40 @@ def test_an_update_that_is_not_finite_is_not_taken(env: str, tmp_path: Path) -> 
     assert all(np.isfinite(leaf).all() for leaf in after)
 
 
+REPLAY = {"hidden": (8,), "num_steps": 16, "minibatch_size": 16, "replay_size": 1024, "update_to_data": 1 / 16}
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "support:Walk"])
+def test_an_update_from_a_replay_that_is_not_finite_is_not_taken(env: str, tmp_path: Path) -> None:
+    config = sf.SAC(**REPLAY, learning_starts=BATCH + 1, critic_learning_rate=1e30)
+    session = start(tmp_path, env, config=config)
+    reports = session.reports(checkpoint_seconds=0.0)
+    assert next(reports).metrics["critic_loss"] is None
+    before = leaves(session.engine.learner.acting)
+    with pytest.raises(
+        sf.NonFiniteError,
+        match=r"Iteration 1 \(after 128 steps\) was not finite: .* = -?(nan|inf).*The step was not taken.*smaller learning_rate",
+    ):
+        next(reports)
+    after = leaves(session.engine.learner.acting)  # all that is kept
+    assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
+    assert all(np.isfinite(leaf).all() for leaf in after)
+    assert steps_saved(tmp_path) == [BATCH]
+
+
+@pytest.mark.parametrize("name", ["NanObservation", "InfiniteReward"])
+def test_a_fault_does_not_reach_a_replay(name: str, tmp_path: Path) -> None:
+    session = start(tmp_path, f"support:{name}", config=sf.DQN(**REPLAY, learning_starts=1))
+    reports = session.reports(checkpoint_seconds=0.0)
+    for _ in range(GOOD_STEPS // 16):
+        next(reports)
+    before = leaves(session.engine.learner)
+    with pytest.raises(ValueError, match=rf"^support:{name}: environment 0 \(seed \d+\), step {GOOD_STEPS}: the (observation|reward) is "):
+        next(reports)
+    assert all(np.array_equal(old, new) for old, new in zip(before, leaves(session.engine.learner), strict=True))
+    assert steps_saved(tmp_path) == [BATCH, 2 * BATCH]
+
+
 @contextmanager
 def full_disk(largest_file: int) -> Iterator[None]:
     """A disk that takes no file beyond `largest_file` bytes: the system call then fails as it does when no space is left."""

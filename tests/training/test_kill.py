@@ -81,3 +81,40 @@ def test_every_algorithm_resumes_in_the_bits_of_one_process_on_mujoco(
     sf.train(config, environment, steps=steps, out=whole, progress=False, preset=False)
     assert 0 < checkpoint.info["episodes"]["episodes"] < metrics(whole)[-1]["episodes"]
     assert_same_bits(whole, killed)
+
+
+# Of a replay so small that its rings are written over before the kill and after it.
+TINY = {"hidden": (8,), "replay_size": 640, "learning_starts": 64, "minibatch_size": 16, "update_to_data": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "environment", "phase", "calls", "settings"),
+    [
+        ("dqn", "CartPole-v1", "updating", 3, {}),
+        ("rainbow", "CartPole-v1", "saving", 3, {"num_atoms": 5}),
+        ("sac", "gymnasium:Pendulum-v1", "collecting", 150, {}),
+        ("td3", "gymnasium:Pendulum-v1", "saving", 3, {}),
+    ],
+)
+def test_a_replay_is_resumed_in_the_bits_of_one_process(
+    algorithm: str, environment: str, phase: str, calls: int, settings: dict[str, int], tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps, config = 5 * 512, named(algorithm).config(**TINY | settings)
+    options = [word for name, value in (TINY | {"hidden": 8} | settings).items() for word in (f"--{name}".replace("_", "-"), value)]
+    start = ["train", algorithm, environment, "--no-preset", "--steps", steps, "--checkpoint-seconds", 0, *options]
+
+    kill(phase, calls, random.Random(f"moment {algorithm} {environment}"), *start, "--out", killed)
+    checkpoint = newest(killed / "checkpoints")
+    assert checkpoint is not None
+    assert 640 < checkpoint.step < steps
+    sf.resume(killed, progress=False)
+    sf.train(config, environment, steps=steps, out=whole, progress=False, preset=False)
+    assert_same_bits(whole, killed)
+    last = newest(killed / "checkpoints")
+    assert last is not None
+    stored = {name: array for name, array in last.arrays("learner").items() if name.startswith("replay.")}
+    assert stored["replay.rows.obs"].shape[0] == 640
+    assert int(stored["replay.written"].sum()) == steps
+    assert (stored["replay.expired"] > 0).all()
+    assert ("replay.sums.0" in stored) == (algorithm == "rainbow")

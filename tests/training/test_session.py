@@ -161,7 +161,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
         ({"environment": "Acrobot-v1"}, r"observation_space was Box\(.* \(4,\), float32\) and is now Box\(.* \(6,\), float32\)"),
         ({"environment": "gymnasium:CartPole-v1"}, "environment was 'CartPole-v1' and is now 'gymnasium:CartPole-v1'"),
         ({"environment": "NoSuch-v0"}, "There is no environment 'NoSuch-v0'"),
-        ({"algorithm": "sac"}, "There is no algorithm 'sac'"),
+        ({"algorithm": "muzero"}, "There is no algorithm 'muzero'"),
         ({"algorithm": None}, "'algorithm'"),
         ({"gamma": 0.5}, "gamma was 0.99 and is now 0.5"),
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),

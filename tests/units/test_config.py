@@ -168,17 +168,23 @@ def undocumented(config):
     return {field.name for field in dataclasses.fields(config)} - documented
 
 
-def readings(tree):
+def readings(tree, holder="config"):
     """What the code in `tree` reads as `config.name`."""
     attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
-    return {node.attr for node in attributes if node.value.id == "config"}
+    return {node.attr for node in attributes if node.value.id == holder}
+
+
+def read_by_properties(config):
+    """What a configuration reads of itself to give it out under another name."""
+    methods = [node for node in class_body(config) if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    return {name for node in methods for name in readings(node, "self")}
 
 
 def read_by_shared_functions(source):
-    """What the functions read that an algorithm's `source` takes from other rooms of the package."""
+    """What the functions read that a `source` takes from other rooms of the package."""
     read = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 2:
+        if isinstance(node, ast.ImportFrom) and node.level in (1, 2):
             path = PACKAGE.joinpath(*node.module.split(".")).with_suffix(".py")
             names = {alias.name for alias in node.names}
             for definition in ast.parse(path.read_text()).body:
@@ -191,9 +197,10 @@ def read_by_shared_functions(source):
 def test_every_setting_is_documented_and_read(algorithm):
     assert algorithm.config.__doc__
     assert undocumented(algorithm.config) == set()
-    source = source_of(algorithm.config)
     read_by_all = readings(ast.parse((PACKAGE / "training" / "engine.py").read_text()))
-    read = readings(ast.parse(source)) | read_by_shared_functions(source) | read_by_all
+    shared = {source_of(one) for one in algorithm.config.__mro__ if dataclasses.is_dataclass(one)}
+    read = read_by_all.union(*(readings(ast.parse(one)) | read_by_shared_functions(one) for one in shared))
+    read |= {name for one in algorithm.config.__mro__ if dataclasses.is_dataclass(one) for name in read_by_properties(one)}
     assert {field.name for field in dataclasses.fields(algorithm.config)} - read == set()
 
 
@@ -215,7 +222,70 @@ SHARED = {
     "memory_size": 64,
     "initial_log_std": 0.0,
 }
+OFF_POLICY = {
+    "gamma": 0.99,
+    "replay_size": 1_000_000,
+    "learning_starts": 1_000,
+    "network": "mlp",
+    "activation": "relu",
+}
+VALUES_OF_ACTIONS = OFF_POLICY | {
+    "num_steps": 4,
+    "update_to_data": 0.25,
+    "minibatch_size": 32,
+    "learning_rate": 1e-4,
+    "learning_rate_schedule": "constant",
+    "max_grad_norm": 10.0,
+    "target_interval": 2_500,
+    "target_rate": 1.0,
+    "exploration": "epsilon",
+    "exploration_fraction": 0.1,
+    "final_epsilon": 0.05,
+    "double": False,
+    "dueling": False,
+    "n_step": 1,
+    "distribution": "none",
+    "num_atoms": 51,
+    "value_range": (-10.0, 10.0),
+    "prioritised": False,
+    "priority_exponent": 0.5,
+    "importance_exponent": 0.4,
+    "hidden": (64, 64),
+}
+PATHWISE = OFF_POLICY | {
+    "num_steps": 1,
+    "update_to_data": 1.0,
+    "minibatch_size": 256,
+    "actor_learning_rate": 3e-4,
+    "critic_learning_rate": 3e-4,
+    "max_grad_norm": math.inf,
+    "target_rate": 0.005,
+    "hidden": (256, 256),
+}
 FLAGS = {
+    "q-learning": {
+        "gamma": 0.99,
+        "num_steps": 8,
+        "learning_rate": 0.1,
+        "learning_rate_schedule": "constant",
+        "initial_value": 0.0,
+        "exploration_fraction": 0.5,
+        "final_epsilon": 0.05,
+    },
+    "dqn": VALUES_OF_ACTIONS,
+    "rainbow": VALUES_OF_ACTIONS
+    | {
+        "learning_rate": 6.25e-5,
+        "exploration": "noisy",
+        "double": True,
+        "dueling": True,
+        "n_step": 3,
+        "distribution": "categorical",
+        "prioritised": True,
+    },
+    "ddpg": PATHWISE | {"exploration_noise": 0.1},
+    "td3": PATHWISE | {"exploration_noise": 0.1, "policy_delay": 2, "target_noise": 0.2, "target_noise_clip": 0.5},
+    "sac": PATHWISE | {"temperature": None, "target_entropy": None, "temperature_learning_rate": 3e-4},
     "ppo": SHARED
     | {
         "gamma": 0.99,
@@ -404,6 +474,89 @@ def test_bounds_of_ppo(name, inside, outside):
     for value in outside:
         with pytest.raises(ValueError, match=rf"^PPO\.{name} must lie in"):
             PPO(**{name: value})
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "rainbow", "ddpg", "td3", "sac"])
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("gamma", (0.0, 1.0), (-0.01, 1.01)),
+        ("num_steps", (1,), (0,)),
+        ("update_to_data", (0.01, 20.0), (0.0, -1.0)),
+        ("minibatch_size", (1,), (0,)),
+        ("replay_size", (4,), (3,)),
+        ("learning_starts", (1,), (0,)),
+        ("max_grad_norm", (0.5, math.inf), (0.0,)),
+        ("target_rate", (1e-3, 1.0), (0.0, 1.01)),
+        # of the methods that value every action
+        ("learning_rate", (1e-9,), (0.0,)),
+        ("n_step", (1,), (0,)),
+        ("target_interval", (1,), (0,)),
+        ("exploration_fraction", (1e-3, 1.0), (0.0, 1.01)),
+        ("final_epsilon", (0.0, 1.0), (-0.01, 1.01)),
+        ("num_atoms", (2,), (1,)),
+        ("priority_exponent", (0.0, 1.0), (-0.01, 1.01)),
+        ("importance_exponent", (0.0, 1.0), (-0.01, 1.01)),
+        # of those whose actor follows the gradient of a critic
+        ("actor_learning_rate", (1e-9,), (0.0,)),
+        ("critic_learning_rate", (1e-9,), (0.0,)),
+        ("exploration_noise", (0.0, 2.0), (-0.01, math.inf)),
+        ("policy_delay", (1,), (0,)),
+        ("target_noise", (0.0,), (-0.01,)),
+        ("target_noise_clip", (0.0,), (-0.01,)),
+        ("temperature", (1e-3, None), (0.0,)),
+        ("target_entropy", (-1.0, 0.0, None), ()),
+        ("temperature_learning_rate", (1e-9,), (0.0,)),
+    ],
+)
+def test_bounds_of_what_learns_from_a_replay(algorithm, name, inside, outside):
+    config = ALGORITHMS[algorithm].config
+    if name not in {field.name for field in dataclasses.fields(config)}:
+        pytest.skip(f"{algorithm} has no such setting")
+    used = {"exploration": "epsilon", "distribution": "quantile", "prioritised": True} if "dueling" in FLAGS[algorithm] else {}
+    for value in inside:
+        config(**used, **{name: value})
+    for value in outside:
+        with pytest.raises(ValueError, match=rf"^{config.__name__}\.{name} must lie in"):
+            config(**used, **{name: value})
+
+
+@pytest.mark.parametrize("value_range", [(1.0, 1.0), (2.0, 1.0), (0.0,), (0.0, 1.0, 2.0), (math.nan, 1.0)])
+def test_a_range_of_returns_has_a_lower_and_an_upper_end(value_range):
+    with pytest.raises(ValueError, match=r"^DQN\.value_range expects the lowest and the highest return, got \("):
+        ALGORITHMS["dqn"].config(distribution="categorical", value_range=value_range)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "name", "needs"),
+    [
+        ("dqn", {"num_atoms": 7}, "num_atoms", "a distribution"),
+        ("dqn", {"value_range": (0.0, 1.0)}, "value_range", "distribution='categorical'"),
+        ("dqn", {"distribution": "quantile", "value_range": (0.0, 1.0)}, "value_range", "distribution='categorical'"),
+        ("dqn", {"priority_exponent": 0.7}, "priority_exponent", "prioritised=True"),
+        ("dqn", {"importance_exponent": 0.7}, "importance_exponent", "prioritised=True"),
+        ("dqn", {"exploration": "noisy", "final_epsilon": 0.1}, "final_epsilon", "exploration='epsilon'"),
+        ("rainbow", {"exploration_fraction": 0.2}, "exploration_fraction", "exploration='epsilon'"),
+        ("rainbow", {"distribution": "none", "num_atoms": 7}, "num_atoms", "a distribution"),
+        ("rainbow", {"prioritised": False, "priority_exponent": 0.7}, "priority_exponent", "prioritised=True"),
+        ("sac", {"temperature": 0.2, "temperature_learning_rate": 1e-3}, "temperature_learning_rate", "temperature=None"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused_with_what_it_is_for(algorithm, settings, name, needs):
+    config = ALGORITHMS[algorithm].config
+    with pytest.raises(ValueError, match=rf"^{config.__name__}\.{name} is for {needs} only; leave it out, or set"):
+        config(**settings)
+
+
+def test_settings_that_are_read_are_not_refused():
+    config = ALGORITHMS["dqn"].config
+    config(distribution="quantile", num_atoms=7)
+    config(distribution="categorical", num_atoms=7, value_range=(0.0, 1.0))
+    config(prioritised=True, priority_exponent=0.7, importance_exponent=0.5)
+    config(num_atoms=51, value_range=(-10.0, 10.0), priority_exponent=0.5)  # what a preset or a record may say: the defaults
+    ALGORITHMS["rainbow"].config(exploration="epsilon", final_epsilon=0.2)
+    with pytest.raises(ValueError, match=r"SAC\.target_entropy is for temperature=None only; leave it out, or set temperature=None too"):
+        ALGORITHMS["sac"].config(temperature=0.2, target_entropy=-1.0)
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "vpg-adaptive", "actor-critic", "trpo", "trpo-penalty"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from surefoot.distributions import Categorical, DiagonalGaussian, MultiCategorical
+from surefoot.distributions import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 NUM_DRAWS = 40_000
@@ -208,6 +208,113 @@ def test_gaussian_takes_one_spread_for_all_rows(x64):
 def test_gaussian_refuses_actions_that_would_broadcast():
     with pytest.raises(ValueError, match=r"action \(3,\), mean \(3, 1\)"):
         DiagonalGaussian(jnp.zeros((3, 1)), jnp.zeros(1)).log_prob(jnp.zeros(3))
+
+
+# TanhGaussian
+
+
+def random_squashed(seed, dtype=np.float64):
+    return TanhGaussian(*random_gaussian(seed, dtype))
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (1.3, -1.0), (-0.5, 0.7)])
+def test_squashed_density_integrates_to_one(x64, mean, log_std):
+    distribution = TanhGaussian(jnp.asarray([mean]), jnp.asarray([log_std]))
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    # a = sin(x pi / 2) puts nodes where the density is steep, at the ends.
+    density = jnp.exp(jax.vmap(distribution.log_prob)(jnp.sin(nodes * np.pi / 2)[:, None]))
+    total = np.sum(weights * np.pi / 2 * np.cos(nodes * np.pi / 2) * density)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-6)
+
+
+def test_squashed_log_prob_is_the_change_of_variables(x64):
+    distribution = random_squashed(0)
+    u = np.random.default_rng(2).normal(scale=2, size=(2, 3, 2))
+    normal = scipy_normal(DiagonalGaussian(*distribution))
+    expected = (normal.logpdf(u) - np.log(1 - np.tanh(u) ** 2)).sum(-1)
+    np.testing.assert_allclose(distribution.log_prob(jnp.tanh(u)), expected, rtol=1e-9)
+    np.testing.assert_allclose(distribution.mode(), np.tanh(distribution.mean), **EXACT)
+
+
+def test_squashed_samples_come_with_their_log_prob(x64):
+    distribution, key = random_squashed(0), jax.random.key(3)
+    action, log_prob = distribution.sample_and_log_prob(key)
+    np.testing.assert_array_equal(action, distribution.sample(key))
+    np.testing.assert_allclose(log_prob, distribution.log_prob(action), rtol=1e-9)
+
+
+def test_squashed_samples_have_its_distribution():
+    distribution = TanhGaussian(jnp.tile(jnp.asarray([0.4]), (NUM_DRAWS, 1)), jnp.log(jnp.asarray([0.8])))
+    samples = np.asarray(distribution.sample(jax.random.key(0)))[:, 0]
+    assert scipy.stats.kstest(np.arctanh(samples), scipy.stats.norm(0.4, 0.8).cdf).pvalue > 0.01
+
+
+def test_gradients_of_squashed_samples_are_finite_differences(x64):
+    distribution, key, step = random_squashed(0), jax.random.key(3), 1e-6
+    weight = np.random.default_rng(4).normal(size=(2, 3, 2))
+
+    def everything(distribution):  # a function of the action, and the log-probability that entropy bonuses follow
+        action, log_prob = distribution.sample_and_log_prob(key)
+        return jnp.sum(weight * action**2) + jnp.sum(weight[..., 0] * log_prob)
+
+    gradient = jax.jit(jax.grad(everything))(distribution)
+    for field in ("mean", "log_std"):
+        numeric = np.empty((2, 3, 2))
+        for index in np.ndindex(numeric.shape):
+            there, back = (
+                everything(distribution._replace(**{field: getattr(distribution, field).at[index].add(move)})) for move in (step, -step)
+            )
+            numeric[index] = (there - back) / (2 * step)
+        np.testing.assert_allclose(getattr(gradient, field), numeric, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("mean", [-20.0, 20.0])
+def test_squashed_log_prob_is_exact_where_actions_are_rounded_to_the_ends(mean):
+    """Single precision, in which tanh(20) is 1, against the same distribution's formula in double precision."""
+    distribution, key = TanhGaussian(jnp.full((1,), mean), jnp.log(jnp.full((1,), 0.1))), jax.random.key(0)
+    action, log_prob = distribution.sample_and_log_prob(key)
+    noise = np.float64(jax.random.normal(key, (1,))[0])
+    u = mean + 0.1 * noise
+    log_slope = np.log(4) - 2 * abs(u) - 2 * np.log1p(np.exp(-2 * abs(u)))  # of 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2
+    np.testing.assert_allclose(log_prob, scipy.stats.norm.logpdf(noise) - np.log(0.1) - log_slope, rtol=1e-6)
+    np.testing.assert_array_equal(action, np.sign([mean]))
+    gradient = jax.jit(jax.grad(lambda distribution: distribution.sample_and_log_prob(key)[1]))(distribution)
+    np.testing.assert_allclose(gradient.mean, [2 * np.sign(mean)], rtol=1e-6)  # 2 tanh(u)
+    np.testing.assert_allclose(gradient.log_std, [-1 + 2 * np.sign(mean) * 0.1 * noise], rtol=1e-6)
+
+
+def test_squashed_actions_at_the_ends_have_finite_log_probs_and_gradients():
+    distribution = TanhGaussian(jnp.zeros(2), jnp.zeros(2))
+
+    def log_prob(distribution, action):
+        return distribution.log_prob(action)
+
+    value, gradient = jax.value_and_grad(log_prob, argnums=(0, 1))(distribution, jnp.asarray([1.0, -1.0]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+    inside = np.nextafter(np.float32(1), np.float32(0))  # no number is nearer: it is not clipped
+    np.testing.assert_array_equal(value, distribution.log_prob(jnp.asarray([inside, -inside])))
+    assert distribution.log_prob(jnp.asarray([inside, 0.0])) != distribution.log_prob(jnp.asarray([1 - 2e-7, 0.0], jnp.float32))
+
+
+def test_squashed_gaussian_takes_one_spread_for_all_rows(x64):
+    full, log_std, key = random_squashed(0), jnp.asarray([0.3, -0.7]), jax.random.key(0)
+    shared, same = TanhGaussian(full.mean, log_std), TanhGaussian(full.mean, jnp.broadcast_to(log_std, full.mean.shape))
+    for one, other in zip(shared.sample_and_log_prob(key), same.sample_and_log_prob(key), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_squashed_gaussian_refuses_actions_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"action \(3,\), mean \(3, 1\)"):
+        TanhGaussian(jnp.zeros((3, 1)), jnp.zeros(1)).log_prob(jnp.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_squashed_gaussian_keeps_the_dtype(x64, dtype):
+    distribution = random_squashed(0, dtype)
+    action, log_prob = distribution.sample_and_log_prob(jax.random.key(0))
+    for array in (action, log_prob, distribution.sample(jax.random.key(0)), distribution.mode(), distribution.log_prob(action)):
+        assert array.dtype == dtype
+    assert (action.shape, log_prob.shape) == ((2, 3, 2), (2, 3))
 
 
 # All of them

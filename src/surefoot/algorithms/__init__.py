@@ -6,7 +6,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import nearest
-from . import a2c, a2c_trust_region, actor_critic, cem, ppo, ppo_penalty, reinforce, trpo, trpo_penalty, vpg_adaptive
+from . import (
+    a2c,
+    a2c_trust_region,
+    actor_critic,
+    cem,
+    ddpg,
+    dqn,
+    ppo,
+    ppo_penalty,
+    q_learning,
+    reinforce,
+    sac,
+    td3,
+    trpo,
+    trpo_penalty,
+    vpg_adaptive,
+)
 
 
 class Algorithm(NamedTuple):
@@ -32,6 +48,12 @@ ALGORITHMS = {
     "ppo-penalty": Algorithm("ppo-penalty", ppo_penalty.PPOPenalty, ppo_penalty.init, ppo_penalty.act, ppo_penalty.update),
     "ppo": Algorithm("ppo", ppo.PPO, ppo.init, ppo.act, ppo.update),
     "cem": Algorithm("cem", cem.CEM, cem.init, cem.act, cem.update),
+    "q-learning": Algorithm("q-learning", q_learning.QLearning, q_learning.init, q_learning.act, q_learning.update),
+    "dqn": Algorithm("dqn", dqn.DQN, dqn.init, dqn.act, dqn.update),
+    "rainbow": Algorithm("rainbow", dqn.Rainbow, dqn.init, dqn.act, dqn.update),
+    "ddpg": Algorithm("ddpg", ddpg.DDPG, ddpg.init, ddpg.act, ddpg.update),
+    "td3": Algorithm("td3", td3.TD3, td3.init, td3.act, td3.update),
+    "sac": Algorithm("sac", sac.SAC, sac.init, sac.act, sac.update),
 }
 
 

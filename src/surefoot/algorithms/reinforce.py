@@ -17,25 +17,14 @@ import optax
 from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
-from ..estimates import Estimates, state_values
+from ..estimates import Estimates, observe, state_values
 from ..math.episodes import episode_sum
 from ..math.policy_gradient import clip_weight, score_function_loss, self_normalise, step_importance_weight, trajectory_importance_weight
 from ..math.reduce import masked_mean
 from ..math.returns import reward_to_go, time_discount, total_return
 from ..minibatches import check_minibatch
 from ..normalise import Moments, ReturnScale, normalise, start_return_scale
-from ..policies import (
-    Actor,
-    ActorCriticSettings,
-    Critic,
-    Inputs,
-    StochasticPolicy,
-    act,
-    actor_and_critic,
-    distributions_of,
-    features_of,
-    inputs_of,
-)
+from ..policies import Actor, ActorCriticSettings, Critic, Inputs, StochasticPolicy, act, actor_and_critic, distributions_of
 from ..types import EnvironmentSpec, PyTree, Rollout
 from ..waiting import Rows, empty_window, join, mean_of_others, rows_of
 
@@ -167,8 +156,7 @@ def update(config: REINFORCE, state: State, rollout: Rollout, frozen: None, key:
     policy, flags = state.acting, (rollout.terminated, rollout.truncated)
     scale = state.return_scale.scale() if state.return_scale is not None else jnp.ones(())
     reward = jnp.where(rollout.valid, rollout.reward / scale, 0)
-    inputs = inputs_of(policy, rollout)
-    features = features_of(policy.actor, inputs)
+    inputs, features = observe(policy, rollout)
     value, next_value = state_values(policy, state.critic, rollout, features)
     if config.baseline != "value":
         value, next_value = jnp.zeros_like(value), jnp.zeros_like(value)

@@ -156,6 +156,8 @@ class Pool:
 
         idle = num_threads if num_threads > 1 else 0  # simulations that never move, for `stay_awake`
         self._batch = Batch(model, num_envs + idle, num_threads)
+        # Below the wrapper, which looks at the same indices anew in every call: 2 us of each environment's step.
+        self._native = self._batch._b
         self._streams, self._idle = np.split(np.arange(num_envs + idle, dtype=np.int32), [num_envs])
         self._state = self._batch.state[:num_envs]
         self._fresh = self._state[0].copy()  # copied to a row it does what `reset` does, in a tenth of the time
@@ -164,14 +166,14 @@ class Pool:
     def step(self, num_steps: int) -> None:
         """Advance every simulation."""
         try:
-            self._batch.step(self._streams, num_steps)
+            self._batch._check(self._streams, self._native.step(self._streams, num_steps, 0))
         except Exception as error:
             raise EnvironmentFault(problem_of(error), int(getattr(error, "ids", [0])[0])) from error
 
     def stay_awake(self) -> None:
         """Give the threads a call of 6 us without effect: left alone for 50 us they fall asleep, and the next step waits for them."""
         if len(self._idle):
-            self._batch.forward(self._idle, stage=0)
+            self._native.forward(self._idle, 0)
 
     def begin(self, starts: dict[int, Start]) -> None:
         """Put the simulations named by the keys, in rising order, into new states."""

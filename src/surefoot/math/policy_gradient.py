@@ -20,6 +20,27 @@ def score_function_loss(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     return -jax.lax.stop_gradient(advantage) * log_prob
 
 
+def expected_control_variate(log_probs: jax.Array, control_variate: jax.Array) -> jax.Array:
+    """sum_a pi(a|s) c(s, a) over the last axis, [..., A] -> [...]; its gradient, sum_a grad pi(a|s) c(s, a), is the analytic correction.
+
+    Gu et al. 2017, arXiv:1611.02247, eqs. 7 and 8, for categorical policies, where the sum needs no linearised c. No gradient reaches c,
+    and an action with pi = 0, as a masked one, adds nothing.
+    """
+    check_same_shape(log_probs=log_probs, control_variate=control_variate)
+    p = jnp.exp(log_probs)
+    return jnp.sum(p * jnp.where(p > 0, jax.lax.stop_gradient(control_variate), 0), axis=-1)
+
+
+def action_dependent_advantage(advantage: jax.Array, control_variate: jax.Array, expected_control_variate: jax.Array) -> jax.Array:
+    """advantage - (c(s, a) - E_pi c(s, .)), for c of the action taken: what the control variate leaves to the score. Gradient-free.
+
+    Gu et al. 2017, arXiv:1611.02247, eq. 8; Liu et al. 2018, arXiv:1710.11198, for other policies. Alone it is biased; at each row
+    score_function_loss(log_prob, this) - expected_control_variate is unbiased for any c that was not fitted to the sampled return.
+    """
+    check_same_shape(advantage=advantage, control_variate=control_variate, expected_control_variate=expected_control_variate)
+    return jax.lax.stop_gradient(advantage - control_variate + expected_control_variate)
+
+
 def importance_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     """pi(a|s) / pi_old(a|s), held within e^-20 and e^20. The old policy is data: no gradient reaches it."""
     check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob)

@@ -97,6 +97,58 @@ def reward_to_go(
     return lambda_return(reward, next_value, terminated, truncated, discount=discount, trace_decay=1.0)
 
 
+def vtrace(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    ratio: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    *,
+    discount: Scalar,
+    gae_lambda: Scalar = 1.0,
+    clip_rho: Scalar = 1.0,
+    clip_c: Scalar = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """(targets of V, advantages) of pi, from experience of another policy with `ratio` pi / mu of the actions taken.
+
+    Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2. `clip_rho` decides what V the targets lead to (that of pi without a
+    bound), `clip_c` how soon. The ratio is in the advantage already. On-policy these are `lambda_return` and `gae`: `gae_lambda`
+    weighs the traces of both, where the paper has it in c alone (remark 2).
+    """
+    check_same_shape(reward=reward, value=value, next_value=next_value, ratio=ratio, terminated=terminated, truncated=truncated)
+    goes_on = continues(terminated, truncated)
+    rho, trace = jnp.minimum(ratio, clip_rho), gae_lambda * jnp.minimum(ratio, clip_c)
+    td_error = td_target(reward, next_value, terminated, discount=discount) - value
+    correction = linear_recurrence(rho * td_error, jnp.where(goes_on, discount * trace, 0), reverse=True)
+    later = jnp.where(goes_on, jnp.roll(correction, -1, axis=0), 0)
+    advantage = rho * (td_error + discount * gae_lambda * later)
+    return jax.lax.stop_gradient(value + correction), jax.lax.stop_gradient(advantage)
+
+
+def retrace(
+    reward: jax.Array,
+    q_taken: jax.Array,
+    next_value: jax.Array,
+    ratio: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    *,
+    discount: Scalar,
+    gae_lambda: Scalar = 1.0,
+) -> jax.Array:
+    """Targets of Q for the actions taken, from experience of any policy mu: Q plus its TD errors under traces gae_lambda min(1, pi / mu).
+
+    Munos et al. 2016, arXiv:1606.02647, eq. 4. `next_value` is sum_a pi(a|s') Q(s', a) of the true successor, `ratio` pi / mu of the
+    actions taken. A row's own ratio does not weigh its TD error: that action is given.
+    """
+    check_same_shape(reward=reward, q_taken=q_taken, next_value=next_value, ratio=ratio, terminated=terminated, truncated=truncated)
+    td_error = td_target(reward, next_value, terminated, discount=discount) - q_taken
+    next_trace = gae_lambda * jnp.roll(jnp.minimum(ratio, 1), -1, axis=0)
+    decay = jnp.where(continues(terminated, truncated), discount * next_trace, 0)
+    return jax.lax.stop_gradient(q_taken + linear_recurrence(td_error, decay, reverse=True))
+
+
 def total_return(reward: jax.Array, time: jax.Array, terminated: jax.Array, truncated: jax.Array, *, discount: Scalar) -> jax.Array:
     """Discounted return of the whole episode, sum_t discount^t r_t, at each of its rows.
 

@@ -1,4 +1,7 @@
-"""The step audit as a picture: how far did each step go, and did it deliver. `audit.py` in the package says what the numbers are."""
+"""The step audit as a picture: how far did each step go, and did it deliver. `audit.py` in the package says what the numbers are.
+
+A method that learns values alone, or from a replay, has no such audit; its critic, its exploration and its gradients are drawn.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,12 @@ PANELS = (
     Panel("explained variance of the critic", ("explained_variance",), limits=(-1.0, 1.02)),
     Panel("gradient norm", ("gradient_norm",), bounds=("max_grad_norm",), is_log=True),
     Panel("learning rate", ("learning_rate",), limits=(0.0, None)),
+    Panel("value of the actions that were taken", ("action_value",)),
+    Panel("error of these values", ("td_error",), is_log=True),
+    Panel("loss of the critic", ("critic_loss",), is_log=True),
+    Panel("gradient norm of the critic", ("critic_gradient_norm",), bounds=("max_grad_norm",), is_log=True),
+    Panel("probability of a random action", ("epsilon",), limits=SHARE),
+    Panel("temperature, the price of entropy", ("temperature",), is_log=True),
 )
 IMPROVEMENT = "improvement of the discounted return by one step"
 
@@ -109,6 +118,11 @@ def panels(audits: Sequence[Audit]) -> list[Panel]:
         known.discard("learning_rate")
     present = [panel._replace(names=keep(panel.names, known), dotted=keep(panel.dotted, known)) for panel in PANELS]
     return [panel for panel in present if panel.names]
+
+
+def heading(audits: Sequence[Audit]) -> str:
+    """What the panels are of: a method that learns values alone, or from a replay, holds no step against an old policy: no audit."""
+    return "Learning" if any({"replay_size", "td_error"} & audit.metrics.keys() for audit in audits) else "Step audit"
 
 
 def keep(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:
@@ -187,7 +201,7 @@ def draw(experiment: Experiment, audits: Sequence[Audit]) -> Figure:
     for axes in bottom.axes[-columns:]:
         axes.set_xlabel("environment steps", color=INK)
     which = f"{len(audits)} seeds" if len(audits) > 1 else f"seed {audits[0].seed}"
-    title = f"Step audit: {experiment.settings['algorithm']} on {experiment.settings['environment']}, {which}; {note(audits)}"
+    title = f"{heading(audits)}: {experiment.settings['algorithm']} on {experiment.settings['environment']}, {which}; {note(audits)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)
     return figure
 

@@ -64,7 +64,7 @@ def settings(config: dict[str, Any], *names: str) -> str:
 
 
 def shorter_steps(config: dict[str, Any], *bounds: str) -> str:
-    return f"Shorten the steps: lower {settings(config, *bounds, 'learning_rate', 'epochs') or 'the step size'}."
+    return f"Shorten the steps: lower {settings(config, *bounds, 'learning_rate', 'actor_learning_rate', 'epochs') or 'the step size'}."
 
 
 def far_steps(config: dict[str, Any], metrics: dict[str, Vector]) -> Finding | None:
@@ -119,6 +119,8 @@ def little_entropy(config: dict[str, Any], metrics: dict[str, Vector], space: gy
         return None
     what = f"The policy is almost deterministic: lately an entropy of {entropy:.2g} {scale}."
     more = settings(config, "entropy_coef", *(["initial_log_std"] if isinstance(space, gymnasium.spaces.Box) else []))
+    if "target_entropy" in config:
+        more = settings(config, "temperature") or "target_entropy"
     advice = f"raise {more}, so that it goes on trying" if more else "take shorter steps, so that it decides later"
     return Finding(what, f"Unless the return is as good as it can be, {advice}.") if entropy < least else None
 

@@ -26,7 +26,7 @@ from ..algorithms import named
 from ..spaces import from_json
 from ..training.session import read_record
 from . import curves
-from .audit import IMPROVEMENT, Audit, draw_improvement, draw_panel, has_improvements, note, panels, read_audits, style
+from .audit import IMPROVEMENT, Audit, draw_improvement, draw_panel, has_improvements, heading, note, panels, read_audits, style
 from .curves import COLOURS, FRAME, GRID, INK, Experiment, Vector
 from .findings import findings
 from .progress import clock
@@ -69,7 +69,7 @@ def page(runs: Sequence[Path]) -> str:
         f"<header><h1>{escape(title)}</h1><p class='note'>{escape(', '.join(seeds))}</p></header>",
         section("Results", "<div class='wide'>", learning_curve(experiment), table(results(runs, records, audits), ["", *seeds]), "</div>"),
         section("Worth knowing", *worth_knowing(runs, records, audits)),
-        section("Step audit", *step_audit(experiment, audits)),
+        section(heading(audits), *step_audit(experiment, audits)),
         section("Where the time went", *(bar for seed, audit in zip(seeds, audits, strict=True) for bar in time_bar(seed, audit.metrics))),
         section("Settings", table(settings(records[0]), ["setting", "value", "from"])),
         section("Environment", table(environment(records))),
@@ -194,9 +194,13 @@ def step_audit(experiment: Experiment, audits: Sequence[Audit]) -> list[str]:
     if not large + small:
         return [f"<p>{escape(experiment.settings['algorithm'])} reports nothing of it.</p>"]
     keys = "".join(f"{key(style(index)['color'])} seed {audit.seed} " for index, audit in enumerate(audits)) if len(audits) > 1 else ""
+    if heading(audits) == "Step audit":
+        about = "How far each step of the policy went, and whether it brought what it promised, against environment steps"
+        shades = "Improvements are drawn within a standard error."
+    else:
+        about, shades = "What the updates reported, against environment steps", ""
     return [
-        f"<p class='note'>How far each step of the policy went, and whether it brought what it promised, against environment steps: "
-        f"{note(audits)}. Improvements are drawn within a standard error. {keys}</p>",
+        f"<p class='note'>{about}: {note(audits)}. {shades} {keys}</p>",
         *("<div class='wide'>", *large, "</div>", "<div class='grid'>", *small, "</div>"),
     ]
 

@@ -42,6 +42,8 @@ class Progress:
             self._print(
                 "preset: " + ", ".join(f"{name}={value}" for name, value in record["preset"].items()) + "  (--no-preset to leave it out)"
             )
+        if engine.replay_bytes:
+            self._print(f"replay: {engine.config.replay_size:,} rows, {engine.replay_bytes / 1e6:,.0f} MB of memory")
         if record["resume"] != "exact":
             self._print("note: this environment cannot give its state; if the run is stopped and resumed, its episodes start anew")
         if engine.iteration:

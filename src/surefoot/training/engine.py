@@ -14,12 +14,17 @@ import numpy as np
 from ..algorithms import of
 from ..collect import HostCollector, scan_rollout, start_stream
 from ..packing import packing_last, unpack
+from ..policies import where_rows
+from ..replay import check_memory, replay_bytes
 from ..types import EnvironmentSpec, HostEnvironment, PyTree, Rollout
 from .checkpoint import Checkpoint
 from .episodes import Ended, Recent, Running, follow
 from .seeding import key_for, seed_for
 
-FUSED_STEPS = 16  # of each device environment: as many iterations as fit into them are one call, which costs as much as ten steps
+SHORT, FUSED_STEPS = 8, 64  # steps of each environment: iterations of at most SHORT are one report, as many as fit into FUSED_STEPS
+
+
+Keys = tuple[jax.Array, jax.Array]  # of acting, of updating
 
 
 class NonFiniteError(FloatingPointError):
@@ -27,11 +32,11 @@ class NonFiniteError(FloatingPointError):
 
 
 class Result(NamedTuple):
-    """What one iteration gives besides the new state of the learner."""
+    """What K iterations give besides the new state of the learner."""
 
-    metrics: dict[str, Any]
-    ended: Ended
-    finite: Any  # [] bool; where false the learner was left as it was
+    metrics: dict[str, Any]  # [K] each
+    ended: Ended  # [K, T, N]
+    finite: Any  # [K] bool; where false the learner was left as it was
 
 
 def finite(tree: PyTree) -> jax.Array:
@@ -51,11 +56,16 @@ class Engine:
     def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         self.config, self.spec, self.seed = config, spec, seed
         self.algorithm = of(config)
+        self.act = partial(self.algorithm.act, config)
         self.batch_steps = config.num_steps * spec.num_envs
         self.iteration = 0
-        self.fused = 1  # iterations in one call, of which the last has fewer
+        self.fused = FUSED_STEPS // config.num_steps if config.num_steps <= SHORT else 1  # iterations in one report; the last has fewer
         self.num_iterations = max(1, -(-total_steps // self.batch_steps))
-        self.learner = jax.jit(partial(self.algorithm.init, config, spec))(key_for(seed, "parameters"))
+        init = partial(self.algorithm.init, config, spec)
+        shapes = jax.eval_shape(init, key_for(seed, "parameters"))
+        check_memory(config, shapes)
+        self.replay_bytes = replay_bytes(shapes)
+        self.learner = jax.jit(init)(key_for(seed, "parameters"))
         # Arguments of the compiled programs and not constants in them, so that every seed runs the same program.
         self.acting_key, self.updating_key = key_for(seed, "acting"), key_for(seed, "updating")
         self.running = Running.start(spec.num_envs)
@@ -72,14 +82,14 @@ class Engine:
     def finished(self) -> bool:
         return self.iteration >= self.num_iterations
 
-    def act(self, acting: PyTree, obs: Any, action_mask: Any, carry: PyTree, key: jax.Array) -> tuple[jax.Array, PyTree]:
-        return self.algorithm.act(self.config, acting, obs, action_mask, carry, key)
-
     def learn(self, learner: PyTree, running: Running, rollout: Rollout, key: jax.Array, index: Any) -> tuple[PyTree, Running, Result]:
         """The algorithm's update, not taken where it would leave anything non-finite; and the episodes that ended."""
         updated, metrics = self.algorithm.update(self.config, learner, rollout, None, jax.random.fold_in(key, index))
-        fine = finite((updated, rollout))
-        updated = jax.tree.map(lambda new, old: jnp.where(fine, new, old), updated, learner)
+        has_replay = hasattr(learner, "replay")
+        fine = finite((updated._replace(replay=None) if has_replay else updated, rollout))
+        # What holds a replay is large: only that which can be seen of it, its policy, is kept from before at the price of a copy.
+        before = updated._replace(acting=learner.acting) if has_replay else learner
+        updated = jax.tree.map(lambda new, old: jnp.where(fine, new, old), updated, before)
         running, ended = follow(running, rollout, discount=self.config.gamma)
         return updated, running, Result(metrics, ended, fine)
 
@@ -87,22 +97,21 @@ class Engine:
         """Run one iteration, or several short ones; their mean metrics, as numbers (None where there is nothing to report)."""
         began = time.perf_counter()
         self.seconds = {}
-        index = self.iteration + np.arange(max(1, min(self.fused, self.num_iterations - self.iteration)))
+        index = self.iteration + np.arange(min(self.fused, max(1, self.num_iterations - self.iteration)))
         result = self._iterate(index.astype(np.int32), (index / self.num_iterations).astype(np.float32))
-        if not result.finite and len(index) > 1:
-            self.fused = 1  # nothing was kept of this call: one iteration at a time finds the one that was not finite
-            return self.advance()
-        if not result.finite:
-            self._explain_non_finite(result.metrics)
-        self.iteration += len(index)
+        done = int(np.count_nonzero(result.finite))  # after the first that was not finite there are none
+        self.iteration += done
+        if done < len(index):
+            self._explain_non_finite({name: values[done] for name, values in result.metrics.items()})
         self.steps_advanced = len(index) * self.batch_steps
         self.seconds["total"] = time.perf_counter() - began
-        episodes = self.recent.take(result.ended)
+        episodes = self.recent.take(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.ended))  # [K, T, N] -> [K T, N]
         assert not episodes.keys() & result.metrics.keys(), f"{self.algorithm.name} reports what the engine reports"
-        return {name: _number(value) for name, value in {**episodes, **dict(sorted(result.metrics.items()))}.items()}
+        metrics = {name: mean_of_known(values) for name, values in sorted(result.metrics.items())}
+        return {name: _number(value) for name, value in {**episodes, **metrics}.items()}
 
     def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
-        """The iterations `index` [K] after these fractions of the run [K]; of several nothing is kept unless all are finite."""
+        """The iterations `index` [K] after these fractions of the run [K], up to the first that is not finite."""
         raise NotImplementedError
 
     def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
@@ -125,7 +134,7 @@ class Engine:
 
 
 class DeviceEngine(Engine):
-    """Environment, policy and update in one compiled call per iteration, or for several iterations that are short."""
+    """Environment, policy and update in one compiled call for an iteration, or for several that are short."""
 
     def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
@@ -133,64 +142,57 @@ class DeviceEngine(Engine):
         act = partial(self.act, self.learner.acting)
         self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
-        self.fused = self.room = max(1, FUSED_STEPS // config.num_steps)
-        self._program = jax.jit(
-            packing_last(self._iterations if self.room > 1 else self._whole_iteration), compiler_options=compiler_options()
-        )
+        # `acting` is not donated: a user may hold it, in the policy of a report.
+        self._program = jax.jit(packing_last(self._iterations), donate_argnums=(1, 2, 3), compiler_options=compiler_options())
 
-    def _collect(self, learner: PyTree, stream: PyTree, key: jax.Array, index: Any, progress: Any) -> tuple[PyTree, Rollout]:
-        act = partial(self.act, learner.acting)
-        return scan_rollout(self.environment, act, stream, self.config.num_steps, progress, jax.random.fold_in(key, index))
+    def _collect(self, acting: PyTree, stream: PyTree, key: jax.Array, progress: Any) -> tuple[PyTree, Rollout]:
+        return scan_rollout(self.environment, partial(self.act, acting), stream, self.config.num_steps, progress, key)
 
-    def _whole_iteration(
-        self, learner: PyTree, stream: PyTree, running: Running, acting_key: jax.Array, updating_key: jax.Array, index: Any, progress: Any
-    ) -> Any:
-        stream, rollout = self._collect(learner, stream, acting_key, index, progress)
-        learner, running, result = self.learn(learner, running, rollout, updating_key, index)
+    def _whole_iteration(self, learner: PyTree, stream: PyTree, running: Running, keys: Keys, index: Any, progress: Any) -> Any:
+        stream, rollout = self._collect(learner.acting, stream, jax.random.fold_in(keys[0], index), progress)
+        learner, running, result = self.learn(learner, running, rollout, keys[1], index)
         return learner, stream, running, result
 
-    def _iterations(
-        self, learner: PyTree, stream: PyTree, running: Running, acting_key: jax.Array, updating_key: jax.Array, index: Any, progress: Any
-    ) -> Any:
-        """Those of the iterations `index` [K] that are not negative, which come first; their mean metrics, and all that ended."""
+    def _iterations(self, acting: PyTree, others: PyTree, stream: PyTree, running: Running, keys: Keys, index: Any, progress: Any) -> Any:
+        """Those of the iterations `index` [K] that are not negative, which come first, up to the first that is not finite."""
 
-        def iteration(i: jax.Array, carry: tuple[Any, Result]) -> tuple[Any, Result]:
-            state, results = carry
-            *state, result = self._whole_iteration(*state, acting_key, updating_key, index[i], progress[i])
-            return tuple(state), jax.tree.map(lambda all_of_them, one: all_of_them.at[i].set(one), results, result)
+        def iteration(loop: tuple[jax.Array, Any, Result]) -> tuple[jax.Array, Any, Result]:
+            i, (learner, stream, running), results = loop
+            learner, following, running, result = self._whole_iteration(learner, stream, running, keys, index[i], progress[i])
+            stream = jax.tree.map(lambda new, old: where_rows(result.finite, new, old), following, stream)
+            return i + 1, (learner, stream, running), jax.tree.map(lambda all_of_them, one: all_of_them.at[i].set(one), results, result)
 
-        start = learner, stream, running
-        shapes = jax.eval_shape(self._whole_iteration, *start, acting_key, updating_key, index[0], progress[0])[3]
-        metrics = {name: jnp.full(len(index), jnp.nan) for name in shapes.metrics}
-        ended = jax.tree.map(lambda x: jnp.zeros((len(index), *x.shape), x.dtype), shapes.ended)
-        # How often it is passed through is not known to the compiler, so that the bits do not depend on it.
-        count = jnp.sum(index >= 0)
-        state, results = jax.lax.fori_loop(0, count, iteration, (start, Result(metrics, ended, jnp.ones(len(index), bool))))
-        metrics = {name: jnp.nanmean(x) for name, x in results.metrics.items()}
-        ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results.ended)  # [K, T, N] -> [K T, N]
-        return *state, Result(metrics, ended, jnp.all(results.finite))
+        def unfinished(loop: tuple[jax.Array, Any, Result]) -> jax.Array:
+            # How often it is passed through is not known to the compiler, so that the bits do not depend on it.
+            i, _, results = loop
+            return (i < jnp.sum(index >= 0)) & ((i == 0) | results.finite[i - 1])
+
+        start = others._replace(acting=acting), stream, running
+        shapes = jax.eval_shape(self._whole_iteration, *start, keys, index[0], progress[0])[3]
+        nothing_yet = jax.tree.map(lambda x: jnp.zeros((len(index), *x.shape), x.dtype), shapes)
+        _, state, results = jax.lax.while_loop(unfinished, iteration, (jnp.zeros((), jnp.int32), start, nothing_yet))
+        return *state, results
 
     def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
-        when = index[0], progress[0]
-        if self.room > 1:
-            missing = self.room - len(index)
-            when = np.pad(index, (0, missing), constant_values=-1), np.pad(progress, (0, missing))
-        keys = self.acting_key, self.updating_key
-        learner, stream, running, packed = self._program(self.learner, self.stream, self.running, *keys, *when)
-        result: Result = unpack(packed)
-        if not result.finite:
-            if len(index) > 1:
-                return result
-            _, rollout = self._collect_program(self.learner, self.stream, self.acting_key, index[0], progress[0])
-            name_non_finite(rollout)
-        self.learner, self.stream, self.running = learner, stream, running
+        missing = self.fused - len(index)
+        when = np.pad(index, (0, missing), constant_values=-1), np.pad(progress, (0, missing))
+        state = self.learner.acting, self.learner._replace(acting=None), self.stream, self.running
+        self.learner, self.stream, self.running, packed = self._program(*state, (self.acting_key, self.updating_key), *when)
+        result: Result = jax.tree.map(lambda x: x[: len(index)], unpack(packed))
         return result
+
+    def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
+        progress = np.float32(self.iteration / self.num_iterations)
+        key = jax.random.fold_in(self.acting_key, np.int32(self.iteration))
+        _, rollout = self._collect_program(self.learner.acting, self.stream, key, progress)
+        name_non_finite(rollout)
+        super()._explain_non_finite(metrics)
 
     def time_collecting(self) -> float:
         """Seconds of environment and acting in an iteration, measured by running that half alone and dropping the result."""
         marks = []
         for _ in range(4):  # the first compiles, and the fastest of the others was disturbed the least
-            jax.block_until_ready(self._collect_program(self.learner, self.stream, self.acting_key, np.int32(0), np.float32(0.0)))
+            jax.block_until_ready(self._collect_program(self.learner.acting, self.stream, self.acting_key, np.float32(0.0)))
             marks.append(time.perf_counter())
         return min(end - begin for begin, end in pairwise(marks))
 
@@ -204,16 +206,12 @@ class DeviceEngine(Engine):
         self.running = checkpoint.restore("running", self.running)
 
 
-def joined(results: list[Result]) -> Result:
-    """Several iterations as one: the mean of what is known of each metric, and all episodes that ended."""
-    if len(results) == 1:
-        return results[0]
-    metrics = {}
-    for name in results[0].metrics:
-        every = np.array([result.metrics[name] for result in results])
-        metrics[name] = every[~np.isnan(every)].mean() if not np.isnan(every).all() else np.nan
-    ended = jax.tree.map(lambda *parts: np.concatenate(parts), *[result.ended for result in results])
-    return Result(metrics, ended, np.True_)
+def mean_of_known(values: np.ndarray[Any, Any]) -> Any:
+    """The mean of those of `values` [K] that are not NaN, in their own dtype where there is but one."""
+    known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    if len(values) == 1:
+        return values[0]
+    return known.mean() if known.size else np.nan
 
 
 class HostEngine(Engine):
@@ -222,27 +220,37 @@ class HostEngine(Engine):
     def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
-        self._program = jax.jit(packing_last(self.learn), compiler_options=compiler_options())
+        # `acting` is not donated: a user may hold it, in the policy of a report.
+        self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
-        self.fused = max(1, FUSED_STEPS // config.num_steps)
+        self.ahead: PyTree = None  # what the next batch needs to act, computed by the call that learned from the last
+
+    def _update(
+        self, acting: PyTree, others: PyTree, running: Running, rollout: Rollout, acting_key: jax.Array, updating_key: jax.Array, index: Any
+    ) -> Any:
+        learner, running, result = self.learn(others._replace(acting=acting), running, rollout, updating_key, index)
+        assert self.collector.actor is not None
+        return learner, running, (result, self.collector.actor.ahead(learner.acting, jax.random.fold_in(acting_key, index + 1)))
 
     def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
         self.collector.seconds = {"environment": 0.0, "acting": 0.0}
         results: list[Result] = []
         learning = 0.0
         for i, done in zip(index, progress, strict=True):
-            rollout = self.collector.collect(self.learner.acting, done, self._fold_in(self.acting_key, i))
+            key = self._fold_in(self.acting_key, i) if self.ahead is None else self.acting_key  # of which nothing is drawn then
+            rollout = self.collector.collect(self.learner.acting, done, key, self.ahead)
             began = time.perf_counter()
+            state = self.learner.acting, self.learner._replace(acting=None), self.running
             # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
-            ready = jax.block_until_ready(self._program(self.learner, self.running, rollout, self.updating_key, i))
+            ready = jax.block_until_ready(self._program(*state, rollout, self.acting_key, self.updating_key, i))
             self.learner, self.running, packed = ready
-            results.append(unpack(packed))
+            result, self.ahead = unpack(packed)
+            results.append(result)
             learning += time.perf_counter() - began
-            if not results[-1].finite:
-                self.iteration = int(i)  # those before it have been learned from
-                self._explain_non_finite(results[-1].metrics)
+            if not result.finite:
+                break
         self.seconds = {**self.collector.seconds, "learning": learning}
-        return joined(results)
+        return jax.tree.map(lambda *each: np.stack(each), *results)
 
     def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
         trees, info = super().snapshot()
@@ -251,6 +259,9 @@ class HostEngine(Engine):
             arrays, environment = state
             trees |= {"environment": arrays, "running": self.running}
             info["environment"] = environment
+        if self.ahead is not None:
+            # A program that computes this alone may round otherwise than the one that did.
+            trees["ahead"] = {f"{i}.{j}": leaf for i, part in enumerate(self.ahead) for j, leaf in enumerate(part)}
         return trees, info
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -258,6 +269,10 @@ class HostEngine(Engine):
         if "environment" in checkpoint.info:
             self.collector.set_state(checkpoint.arrays("environment"), checkpoint.info["environment"])
             self.running = checkpoint.restore("running", self.running)
+        if "ahead" in checkpoint.trees:
+            leaves = checkpoint.arrays("ahead")
+            parts = [[name for name in leaves if name.startswith(f"{i}.")] for i in range(2)]
+            self.ahead = tuple([leaves[f"{i}.{j}"] for j in range(len(part))] for i, part in enumerate(parts))
 
 
 def name_non_finite(rollout: Rollout) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..algorithms import Algorithm, named, of
-from ..networks import find_factory, register
+from ..networks import find_factory, own_network, register
 from ..policies import begin_episodes
 from ..spaces import choices, from_json, map_leaves, observation_dtype, to_environment, to_json, validate
 from ..types import EnvironmentSpec, Observation, PyTree
@@ -164,11 +164,11 @@ def load(path: str | Path, network: Any = None) -> Policy:
         raise CheckpointError(f"{path} is not there: give a run that has saved a policy, or a policy's file.")
     arrays, info = read_file(path)
     algorithm, config, spec = undescribe(info)
-    if config.network != "mlp":
+    if (name := own_network(config)) is not None:
         if network is not None:
-            register(config.network, network)
+            register(name, network)
         try:
-            find_factory(config.network, import_module=False)
+            find_factory(name, import_module=False)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
     try:

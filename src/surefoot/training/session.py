@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..envs import environment_name, is_device, is_vector, make
-from ..networks import find_factory
+from ..networks import find_factory, own_network
 from ..spaces import from_json
 from .checkpoint import Checkpoint, CheckpointError, RunLocked, SaveError, lock, newest, save
 from .engine import DeviceEngine, Engine, HostEngine
@@ -95,8 +95,8 @@ class Session:
         """Continue the run in `path` from its newest valid checkpoint, or from the start where it has none yet."""
         record = read_record(path)
         _, config, _ = undescribe(record)
-        if config.network != "mlp":
-            find_factory(config.network, import_module=True)
+        if (network := own_network(config)) is not None:
+            find_factory(network, import_module=True)
         session = cls(path, record, config, recorded_environment(record) if env is None else env)
         try:
             refuse_differences(path / "run.json", record, session.identity)

@@ -1,0 +1,311 @@
+"""Replay: transitions of earlier iterations, in memory that the compiled program writes in place, on a host or a device.
+
+Each of N streams has a ring of rows. A row is an observation with what was done there; where an episode ends, one more row holds its
+last observation, so that every observation is stored once and the successor of a transition is the row after it. n-step
+returns are taken when a transition is drawn. Prioritised replay (Schaul et al. 2016, arXiv:1511.05952, section 3.3) keeps a
+tree of sums in which a parent is always recomputed from its children, so that rounding does not add up.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .spaces import choices, zero_actions, zeros
+from .types import EnvironmentSpec, Observation, PyTree, Rollout
+
+NOWHERE = np.iinfo(np.int32).max  # the place of what is not written
+BRANCHES = 32  # children of a node: as fast as two, in a fifth of the operations
+
+
+class Rows(NamedTuple):
+    """What is stored, [C, ...] with C = N streams times the length of a ring."""
+
+    obs: Observation
+    action: jax.Array  # in the policy's units
+    reward: jax.Array  # float32
+    terminated: jax.Array  # bool
+    truncated: jax.Array  # bool
+    acted: jax.Array  # bool; false where the row only holds an observation
+    action_mask: jax.Array | None = None  # [C, A] bool
+
+
+class Replay(NamedTuple):
+    """Rows, where the rings stand, and priorities where there are any. The k-th row of a stream stands in its ring at k modulo L."""
+
+    rows: Rows
+    order: jax.Array  # [C] int32, the row of each transition, that of the k-th of a stream at k modulo the length L of its ring
+    cursor: jax.Array  # [N] int32, which row a stream writes next; the observation there is that of its newest successor
+    written: jax.Array  # [N] int32, transitions so far
+    expired: jax.Array  # [N] int32, of these the ones that were written over
+    sums: tuple[jax.Array, ...]  # a tree: priorities [C], sums of 32 of them each, and so on to at most 32; empty where all are equal
+    max_priority: jax.Array  # [] with which a transition begins
+
+    @property
+    def size(self) -> jax.Array:
+        """[] transitions that can be drawn."""
+        return jnp.sum(self.written - self.expired)
+
+
+class Transitions(NamedTuple):
+    """What a learner draws, [B, ...]: up to n steps from `obs` on."""
+
+    obs: Observation
+    action: jax.Array
+    reward: jax.Array  # sum of gamma^k r_k over the steps
+    next_obs: Observation  # after them
+    discount: jax.Array  # gamma^(number of steps); 0 where the episode terminated
+    action_mask: jax.Array | None = None
+    next_action_mask: jax.Array | None = None
+
+
+def start_replay(spec: EnvironmentSpec, *, capacity: int, num_steps: int, prioritised: bool = False) -> Replay:
+    """Room for `capacity` rows, shared equally by the streams; ValueError where rollouts of `num_steps` do not fit."""
+    ring = capacity // spec.num_envs
+    if ring < 2 * num_steps + 2:
+        raise ValueError(
+            f"A replay of {capacity} for {spec.num_envs} environments has {ring} rows for each, and an iteration of {num_steps} steps can "
+            f"write {2 * num_steps + 1}; set replay_size to at least {(2 * num_steps + 2) * spec.num_envs}."
+        )
+    size = ring * spec.num_envs
+    rows = Rows(
+        obs=jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), zeros(spec.observation_space)),
+        action=zero_actions(spec.action_space, size),
+        reward=jnp.zeros(size),
+        terminated=jnp.zeros(size, bool),
+        truncated=jnp.zeros(size, bool),
+        acted=jnp.zeros(size, bool),
+        action_mask=jnp.ones((size, sum(choices(spec.action_space) or ())), bool) if spec.has_action_mask else None,
+    )
+    nothing = jnp.zeros(spec.num_envs, jnp.int32)
+    sums = empty_sums(size) if prioritised else ()
+    return Replay(rows, jnp.zeros(size, jnp.int32), nothing, nothing, nothing, sums, jnp.ones(()))
+
+
+def insert(replay: Replay, rollout: Rollout) -> Replay:
+    """Append the valid rows of a rollout [T, N], the last observation of each episode, and what will be acted on next."""
+    num_streams, size = len(replay.cursor), len(replay.order)
+    ring = size // num_streams
+    begin = ring * jnp.arange(num_streams)
+    ended = (rollout.terminated | rollout.truncated) & rollout.valid
+    present = jnp.stack([rollout.valid, ended], axis=1)  # [T, 2, N]: a row, and behind it the last observation
+    before = jnp.cumsum(present.reshape(-1, num_streams), axis=0).reshape(present.shape) - present
+    number = replay.cursor + before
+    place = jnp.where(present, begin + number % ring, NOWHERE)
+    cursor = replay.cursor + jnp.sum(present, axis=(0, 1))
+    where = jnp.concatenate([place.reshape(-1), begin + cursor % ring])
+
+    def put(buffer: jax.Array, row: Any, last: Any, following: Any) -> jax.Array:
+        """Into a buffer [C, ...]: rows [T, N, ...], what ends their episodes [T, N, ...], and what stands at the new cursor [N, ...].
+
+        All in one write: of two, one after the other, XLA makes copies of the buffer.
+        """
+        both = jnp.stack([row, last], axis=1)
+        values = jnp.concatenate([both.reshape(-1, *both.shape[3:]), following])
+        return buffer.at[where].set(values.astype(buffer.dtype), mode="drop")
+
+    zero, no = jnp.zeros_like(rollout.reward), jnp.zeros_like(ended)
+    rows, masks = replay.rows, (rollout.action_mask, rollout.final_action_mask, rollout.last_action_mask)
+    rows = Rows(
+        obs=jax.tree.map(put, rows.obs, rollout.obs, rollout.final_obs, rollout.last_obs),
+        action=put(rows.action, rollout.action, jnp.zeros_like(rollout.action), jnp.zeros_like(rollout.action[0])),
+        reward=put(rows.reward, rollout.reward, zero, zero[0]),
+        terminated=put(rows.terminated, rollout.terminated, no, no[0]),
+        truncated=put(rows.truncated, rollout.truncated, no, no[0]),
+        acted=put(rows.acted, rollout.valid, no, no[0]),
+        action_mask=None if rows.action_mask is None else put(rows.action_mask, *masks),
+    )
+    transition = replay.written + jnp.cumsum(rollout.valid, axis=0) - rollout.valid  # [T, N], the number of each in its stream
+    slot = jnp.where(rollout.valid, begin + transition % ring, NOWHERE)
+    order = replay.order.at[slot].set(number[:, 0], mode="drop")
+    written = replay.written + jnp.sum(rollout.valid, axis=0)
+    # Only as many transitions can have been written over as rows were written. Asking their rows would make XLA copy these.
+    oldest = replay.expired + jnp.arange(len(where) // num_streams)[:, None]
+    is_gone = (order[begin + oldest % ring] <= cursor - ring) | (oldest + ring < written)
+    expired = replay.expired + jnp.sum(is_gone & (oldest < written), axis=0)
+    sums = replay.sums
+    if sums:
+        priority = jnp.stack([jnp.where(rollout.valid, replay.max_priority, 0.0), zero], axis=1).reshape(-1)
+        sums = set_priorities(sums, where, jnp.concatenate([priority, zero[0]]))
+    return replay._replace(
+        rows=rows,
+        order=order,
+        cursor=cursor,
+        written=written,
+        expired=expired,
+        sums=sums,
+    )
+
+
+def draw_uniform(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Rows of transitions, each equally likely, with replacement."""
+    ring = len(replay.order) // len(replay.cursor)
+    available = replay.written - replay.expired
+    end = jnp.cumsum(available)
+    chosen = jax.random.randint(key, shape, 0, jnp.maximum(end[-1], 1))
+    stream = jnp.searchsorted(end, chosen, side="right")
+    number = replay.expired[stream] + chosen - (end - available)[stream]
+    return ring * stream + replay.order[ring * stream + number % ring] % ring
+
+
+def draw_prioritised(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """(rows of transitions with a probability in proportion to their priorities, these probabilities)."""
+    top = replay.sums[-1]
+    total = jnp.sum(top)
+    left = jax.random.uniform(key, shape, maxval=total)
+    node = jnp.zeros(shape, jnp.int32)
+    for level in reversed(replay.sums):
+        children = BRANCHES * node[..., None] + jnp.arange(min(BRANCHES, len(level)))
+        weight = level[children]
+        end = jnp.cumsum(weight, axis=-1)
+        # Rounding can point a little beyond the last child that weighs anything.
+        last = weight.shape[-1] - 1 - jnp.argmax(weight[..., ::-1] > 0, axis=-1)
+        child = jnp.minimum(jnp.sum(end <= left[..., None], axis=-1), last)
+        # Nor can it point before the first: a little less than 0 would fall on a child without weight.
+        left = jnp.maximum(left - jnp.take_along_axis(end - weight, child[..., None], axis=-1)[..., 0], 0.0)
+        node = jnp.take_along_axis(children, child[..., None], axis=-1)[..., 0]
+    return node, replay.sums[0][node] / total
+
+
+def draw(config: Any, replay: Replay, key: jax.Array, shape: tuple[int, ...], progress: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(rows of transitions, their weights in a loss): drawn by their priorities where `config.prioritised`, else uniformly."""
+    if not config.prioritised:
+        return draw_uniform(replay, key, shape), jnp.ones(shape)
+    index, probability = draw_prioritised(replay, key, shape)
+    exponent = config.importance_exponent + (1.0 - config.importance_exponent) * progress
+    return index, importance_weight(replay, probability, exponent=exponent)
+
+
+def importance_weight(replay: Replay, probability: jax.Array, *, exponent: Any) -> jax.Array:
+    """(1 / (size times probability))^exponent over the largest of each batch [..., B] (Schaul et al. 2016, section 3.4)."""
+    weight = (replay.size * probability) ** -exponent
+    return weight / jnp.max(weight, axis=-1, keepdims=True)
+
+
+def prioritise(replay: Replay, index: jax.Array, priority: jax.Array, *, where: Any = True) -> Replay:
+    """New priorities, all positive, of the rows `index`; nothing changes unless `where`."""
+    place = jnp.where(where, index.ravel(), NOWHERE)
+    largest = jnp.where(where, jnp.maximum(replay.max_priority, jnp.max(priority)), replay.max_priority)
+    return replay._replace(sums=set_priorities(replay.sums, place, priority.ravel()), max_priority=largest)
+
+
+def transitions(replay: Replay, index: jax.Array, *, n_step: int, discount: float) -> Transitions:
+    """The transitions that begin in the rows `index` [...], of fewer than `n_step` steps where an episode or the replay ends."""
+    rows = replay.rows
+    ring = len(replay.order) // len(replay.cursor)
+    begin = index // ring * ring
+    reward, weight = jnp.zeros(index.shape), jnp.ones(index.shape)
+    row, last, going_on = index, index, jnp.ones(index.shape, bool)
+    for _ in range(n_step):
+        going_on = going_on & rows.acted[row]
+        reward = reward + jnp.where(going_on, weight * rows.reward[row], 0.0)
+        weight = jnp.where(going_on, discount * weight, weight)
+        last = jnp.where(going_on, row, last)
+        going_on = going_on & ~(rows.terminated[row] | rows.truncated[row])
+        row = begin + (row - begin + 1) % ring
+    after = begin + (last - begin + 1) % ring
+    mask, obs = rows.action_mask, rows.obs
+    return Transitions(
+        obs=jax.tree.map(lambda x: x[index], obs),
+        action=rows.action[index],
+        reward=reward,
+        next_obs=jax.tree.map(lambda x: x[after], obs),
+        discount=jnp.where(rows.terminated[last], 0.0, weight),
+        action_mask=None if mask is None else mask[index],
+        next_action_mask=None if mask is None else mask[after],
+    )
+
+
+def empty_sums(size: int) -> tuple[jax.Array, ...]:
+    """A tree over `size` priorities of 0, each level a multiple of 32 long but the last."""
+    sums = []
+    while True:
+        size = size if size <= BRANCHES else -(-size // BRANCHES) * BRANCHES
+        sums.append(jnp.zeros(size))
+        if size <= BRANCHES:
+            return tuple(sums)
+        size //= BRANCHES
+
+
+def set_priorities(sums: tuple[jax.Array, ...], index: jax.Array, priority: jax.Array) -> tuple[jax.Array, ...]:
+    """The tree after `priority` [B] at the rows `index` [B], but for those at NOWHERE."""
+    level, *above = sums
+    levels = [level := level.at[index].set(priority, mode="drop")]
+    for parents in above:
+        index = jnp.where(index == NOWHERE, NOWHERE, index // BRANCHES)
+        children = jnp.sum(level.reshape(-1, BRANCHES)[index], axis=-1)
+        levels.append(level := parents.at[index].set(children, mode="drop"))
+    return tuple(levels)
+
+
+def replay_bytes(learner: PyTree) -> int:
+    """What the replay of a learner, or of its shapes, takes in memory; 0 without one."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(learner, "replay", None)))
+
+
+def check_memory(config: Any, learner: PyTree) -> None:
+    """Raise a ValueError where the replay of these shapes does not fit into the memory that is free."""
+    needed, free = replay_bytes(learner), free_memory()
+    if free is not None and needed > free:
+        fits = int(config.replay_size * free / needed * 0.9)
+        raise ValueError(
+            f"A replay of {config.replay_size:,} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            f"set replay_size to at most {fits:,}."
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping, where the system says so."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def gradient_steps(config: Any, num_envs: int) -> int:
+    """Of one iteration: `update_to_data` times its environment steps; ValueError where they are not whole, or none would be taken."""
+    if config.learning_starts > (room := config.replay_size - 2 * num_envs):
+        raise ValueError(
+            f"learning_starts={config.learning_starts} transitions are never there: a replay_size of {config.replay_size} holds {room} "
+            "at most; make the one smaller or the other larger."
+        )
+    steps = config.update_to_data * config.num_steps * num_envs
+    if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:
+        raise ValueError(
+            f"update_to_data={config.update_to_data} of {config.num_steps} steps x {num_envs} environments is {steps:g} gradient steps; "
+            "choose num_steps or update_to_data so that it is a whole number."
+        )
+    return round(steps)
+
+
+def learn_once_started(config: Any, replay: Replay, step: Any, carry: PyTree, minibatches: PyTree) -> tuple[jax.Array, PyTree, Any]:
+    """(whether `config.learning_starts` transitions are there, and if so what a scan of `step` over the minibatches gives).
+
+    `step(carry, minibatch) -> (carry, (metrics, output))`; metrics come back as their means, outputs one after another. Before
+    that the carry is left as it is, and all else is NaN.
+    """
+
+    started = replay.size >= config.learning_starts
+    one = jax.tree.map(lambda x: x[0], minibatches)
+    shapes = jax.eval_shape(step, carry, one)[1]
+    num_steps = len(jax.tree.leaves(minibatches)[0])
+    nothing = jax.tree.map(lambda x: jnp.full((num_steps, *x.shape), jnp.nan, x.dtype), shapes)
+
+    def take(i: jax.Array, loop: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        carry, results = loop
+        carry, result = step(carry, jax.tree.map(lambda x: x[i], minibatches))
+        return carry, jax.tree.map(lambda all_of_them, one: all_of_them.at[i].set(one), results, result)
+
+    # A loop that may have no steps leaves the carry where it is; the branches of a `cond` would copy it.
+    carry, (metrics, outputs) = jax.lax.fori_loop(0, jnp.where(started, num_steps, 0), take, (carry, nothing))
+    return started, carry, (jax.tree.map(jnp.nanmean, metrics), outputs)
