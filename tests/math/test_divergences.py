@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracle import TOLERANCE, compiled
 
-from surefoot.math.divergences import adaptive_kl_coefficient, categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3
+from surefoot.math.divergences import adaptive_kl_coefficient, categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3, proportional_kl_coefficient
 
 pytestmark = pytest.mark.x64
 
@@ -132,3 +132,8 @@ def test_coefficient_follows_factor_and_tolerance():
     assert adaptive_kl_coefficient(1.0, 0.03, target=0.01, factor=1.5, tolerance=2.0) == 1.5
     assert adaptive_kl_coefficient(1.0, 0.019, target=0.01, factor=1.5, tolerance=2.0) == 1.0
     assert adaptive_kl_coefficient(3.0, 0.004, target=0.01, factor=1.5, tolerance=2.0) == 2.0
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(6.0, 2.0), (6.6, 2.02), (7.2, 2.04), (60.0, 2.04), (5.4, 1.98), (4.8, 1.96), (-3.0, 1.96)])
+def test_coefficient_moves_in_proportion_to_the_error_up_to_a_fifth(kl, expected):
+    np.testing.assert_allclose(proportional_kl_coefficient(2.0, kl, target=6.0, gain=0.1), expected, **TOLERANCE)

@@ -30,6 +30,7 @@ FUNCTIONS = {
     "divergences.kl_k1": (("log_prob", "ref_log_prob"), {}),
     "divergences.kl_k2": (("log_prob", "ref_log_prob"), {}),
     "divergences.kl_k3": (("log_prob", "ref_log_prob"), {}),
+    "divergences.proportional_kl_coefficient": (("coefficient", "kl"), {"target": 6.0, "gain": 0.1}),
     "episodes.continues": (FLAGS, {}),
     "episodes.episode_cumsum": (("x", *FLAGS), {}),
     "episodes.episode_sum": (("x", *FLAGS), {}),
@@ -49,6 +50,11 @@ FUNCTIONS = {
     "policy_gradient.step_importance_weight": (WEIGHT, {}),
     "policy_gradient.surrogate_loss": (("ratio", "advantage"), {}),
     "policy_gradient.trajectory_importance_weight": (WEIGHT, {}),
+    "preferences.bradley_terry_loss": (("chosen", "rejected"), {}),
+    "preferences.group_mean": (("reward", "mask"), {}),
+    "preferences.group_relative_advantage": (("reward", "mask"), {}),
+    "preferences.kl_penalised_reward": (("score", "kl", "last"), {"penalty_coef": 0.1}),
+    "preferences.leave_one_out_advantage": (("reward", "mask"), {}),
     "reduce.effective_sample_size": (("weight", "mask"), {}),
     "reduce.explained_variance": (("value", "value_target", "mask"), {}),
     "reduce.leave_one_out_mean": (("x", "mask"), {}),
@@ -94,7 +100,7 @@ def function(name):
 def array(name, dtype):
     """A [T, N] array fit for the argument of that name."""
     values = np.random.default_rng(sum(map(ord, name))).uniform(0.1, 0.9, (T, N))
-    if name in (*FLAGS, "mask", "action_mask"):
+    if name in (*FLAGS, "mask", "action_mask", "last"):
         return values < 0.5
     if name == "time":
         return np.repeat(np.arange(T, dtype=np.int32)[:, None], N, axis=1)

@@ -65,3 +65,13 @@ def adaptive_kl_coefficient(
     check_same_shape(coefficient=coefficient, kl=kl)
     too_far, too_near = kl > target * tolerance, kl < target / tolerance
     return jnp.where(too_far, coefficient * factor, jnp.where(too_near, coefficient / factor, coefficient))
+
+
+def proportional_kl_coefficient(coefficient: jax.Array, kl: jax.Array, *, target: Scalar, gain: Scalar) -> jax.Array:
+    """The penalty coefficient after a step that went `kl` far: times 1 + gain clip(kl / target - 1, -0.2, 0.2).
+
+    Ziegler et al. 2019, arXiv:1909.08593, section 2.2. Their KL is that of whole sequences, in nats, and their gain 0.1; as released,
+    the number of sequences in the step over a horizon of 10,000.
+    """
+    check_same_shape(coefficient=coefficient, kl=kl)
+    return coefficient * (1 + gain * jnp.clip(kl / target - 1, -0.2, 0.2))
