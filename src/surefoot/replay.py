@@ -73,7 +73,8 @@ def start_replay(spec: EnvironmentSpec, *, capacity: int, num_steps: int, priori
     if ring < (least := 2 * num_steps + 1 + stack):
         raise ValueError(
             f"A replay of {capacity} for {spec.num_envs} environments has {ring} rows for each, and an iteration of {num_steps} steps can "
-            f"write {2 * num_steps + 1}; set replay_size to at least {least * spec.num_envs}."
+            f"write {2 * num_steps + 1}{f' behind the {stack - 1} older frames of a stack' if stack > 1 else ''}; "
+            f"set replay_size to at least {least * spec.num_envs}."
         )
     size = ring * spec.num_envs
     obs = zeros(spec.observation_space)

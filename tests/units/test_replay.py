@@ -69,6 +69,7 @@ class History:
         self.rows: list[list[Row]] = [[] for _ in range(STREAMS)]
         self.frames = [[self.number()] for _ in range(STREAMS)]  # of the episode
         self.resets = [False] * STREAMS  # where the next row is spent on a reset
+        self.end = 0.15  # probability of a termination, and of a truncation
 
     def number(self) -> int:
         return int(self.random.integers(1, 1000))
@@ -99,7 +100,7 @@ class History:
                     self.frames[n], self.resets[n], row["time"] = [self.number()], False, 0
                 else:
                     row |= {"action": int(self.random.integers(7)), "reward": float(self.random.normal())}
-                    row |= {"terminated": self.random.random() < 0.15, "truncated": self.random.random() < 0.15}
+                    row |= {"terminated": self.random.random() < self.end, "truncated": self.random.random() < self.end}
                     done = row["action"], row["reward"], row["terminated"], row["truncated"]
                     self.rows[n].append(Row(True, row["obs"], *done, self.older(n)))
                     self.frames[n].append(self.number())
@@ -212,7 +213,8 @@ def test_every_transition_is_what_a_list_of_all_rows_says(stack: int, n_step: in
 def test_the_smallest_ring_holds_a_rollout_and_a_stack() -> None:
     ring = 2 * STEPS + 1 + 4
     history, replay = History(2, next_step=False, stack=4, ring=ring), start(4, ring)
-    for _ in range(20):
+    for i in range(20):
+        history.end = float(i % 3 == 2)  # many rows at once write over many that share their first frame
         replay = put(replay, history.rollout())
         assert_holds(replay, history, 1)
         assert (replay.written > replay.expired).all()
@@ -375,6 +377,8 @@ def test_a_replay_too_small_for_a_rollout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"replay of 30 for 3 environments has 10 rows for each.*set replay_size to at least 36"):
         start_replay(SPEC, capacity=30, num_steps=5)
     start_replay(SPEC, capacity=36, num_steps=5)
+    with pytest.raises(ValueError, match=r"has 14 rows .* can write 11 behind the 3 older frames of a stack; .* at least 45"):
+        start_replay(SPECS[4], capacity=44, num_steps=5)
 
 
 def test_a_replay_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
