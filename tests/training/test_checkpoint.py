@@ -319,7 +319,6 @@ MEMORY = textwrap.dedent(
     def highest():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-    checkpoint.CHUNK_BYTES = 8 * 2**20
     put = jax.jit(lambda x, i: x.at[i].set(i), donate_argnums=0)
     tree = {"rows": put(jnp.zeros((250, 2**20), jnp.uint8), 0), "count": jnp.int32(1)}
     warm = {"rows": put(jnp.zeros((16, 2**20), jnp.uint8), 0)}

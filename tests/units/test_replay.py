@@ -210,11 +210,12 @@ def test_every_transition_is_what_a_list_of_all_rows_says(stack: int, n_step: in
     assert int(replay.size) == sum(len(history.available(n)) for n in range(STREAMS))
 
 
-def test_the_smallest_ring_holds_a_rollout_and_a_stack() -> None:
-    ring = 2 * STEPS + 1 + 4
+@pytest.mark.parametrize("ring", [2 * STEPS + 5, 2 * STEPS + 6])
+def test_a_ring_as_small_as_a_rollout_and_a_stack(ring: int) -> None:
+    """With one row more, a rollout that is all ends writes over thirteen transitions at once, from the first of an episode on."""
     history, replay = History(2, next_step=False, stack=4, ring=ring), start(4, ring)
     for i in range(20):
-        history.end = float(i % 3 == 2)  # many rows at once write over many that share their first frame
+        history.end = float(i % 4 == 0)
         replay = put(replay, history.rollout())
         assert_holds(replay, history, 1)
         assert (replay.written > replay.expired).all()

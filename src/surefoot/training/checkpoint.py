@@ -39,7 +39,7 @@ from ..types import PyTree
 
 FORMAT = 2
 POLICY_FORMAT = 1
-CHUNK_BYTES = 32 * 2**20  # of an array in one file: what is in memory twice, and is written again where any of it has changed
+CHUNK_BYTES = 8 * 2**20  # of an array in one file: what is in memory twice, and is written again where any of it has changed
 _BLOCK_BYTES = 2**20  # of a file that is compared at a time
 _MAX_JSON_BYTES = 16 * 2**20  # a hostile file must not fill the memory
 _DIRECTORY_NAME = re.compile(r"step-([0-9]{12,})(?:\.([0-9]+))?")
