@@ -108,20 +108,23 @@ def insert(replay: Replay, rollout: Rollout) -> Replay:
     present = jnp.stack([rollout.valid, ended], axis=1)  # [T, 2, N]: a row, and behind it the last observation
     before = jnp.cumsum(present.reshape(-1, num_streams), axis=0).reshape(present.shape) - present
     # Where a resumed run began a new episode, what was to be acted on next stays: it is the last that was seen of the old one.
-    cursor = replay.cursor + ((rollout.time[0] == 0) & (replay.time > 0))
+    is_left = (rollout.time[0] == 0) & (replay.time > 0)
+    cursor = replay.cursor + is_left
     number = cursor + before
     place = jnp.where(present, begin + number % ring, NOWHERE)
     cursor = cursor + jnp.sum(present, axis=(0, 1))
     where = jnp.concatenate([place.reshape(-1), begin + cursor % ring])
+    left = jnp.where(is_left, begin + (replay.cursor - 1) % ring, NOWHERE)
 
-    def put(buffer: jax.Array, row: Any, last: Any, following: Any) -> jax.Array:
+    def put(buffer: jax.Array, row: Any, last: Any, following: Any, *before: Any) -> jax.Array:
         """Into a buffer [C, ...]: rows [T, N, ...], what ends their episodes [T, N, ...], and what stands at the new cursor [N, ...].
 
-        All in one write: of two, one after the other, XLA makes copies of the buffer.
+        In the last row of an episode that was left goes what is given of `before` [N, ...]. All in one write: of two, one after the
+        other, XLA makes copies of the buffer.
         """
         both = jnp.stack([row, last], axis=1)
-        values = jnp.concatenate([both.reshape(-1, *both.shape[3:]), following])
-        return buffer.at[where].set(values.astype(buffer.dtype), mode="drop")
+        values = jnp.concatenate([both.reshape(-1, *both.shape[3:]), following, *before])
+        return buffer.at[jnp.concatenate([where, *[left for _ in before]])].set(values.astype(buffer.dtype), mode="drop")
 
     zero, no = jnp.zeros_like(rollout.reward), jnp.zeros_like(ended)
     rows, masks = replay.rows, (rollout.action_mask, rollout.final_action_mask, rollout.last_action_mask)
@@ -135,7 +138,7 @@ def insert(replay: Replay, rollout: Rollout) -> Replay:
         action=put(rows.action, rollout.action, jnp.zeros_like(rollout.action), jnp.zeros_like(rollout.action[0])),
         reward=put(rows.reward, rollout.reward, zero, zero[0]),
         terminated=put(rows.terminated, rollout.terminated, no, no[0]),
-        truncated=put(rows.truncated, rollout.truncated, no, no[0]),
+        truncated=put(rows.truncated, rollout.truncated, no, no[0], is_left),
         acted=put(rows.acted, rollout.valid, no, no[0]),
         action_mask=None if rows.action_mask is None else put(rows.action_mask, *masks),
         older=older,

@@ -85,6 +85,7 @@ class History:
         """Every stream begins a new episode, as where a run is resumed that cannot go on with the old ones."""
         for n in range(STREAMS):
             if len(self.frames[n]) > 1 and not self.resets[n]:
+                self.rows[n][-1] = self.rows[n][-1]._replace(truncated=True)
                 self.rows[n].append(Row(False, self.seen(n)))
             self.frames[n], self.resets[n] = [self.number()], False
 
@@ -191,6 +192,8 @@ def assert_holds(replay: Any, history: History, n_step: int) -> None:
             (got.action_mask, mask(now)),
             (got.next_action_mask, mask(after)),
             (got.action, np.array([row.action for row in rows])),
+            (np.asarray(replay.rows.terminated)[index], np.array([row.terminated for row in rows])),
+            (np.asarray(replay.rows.truncated)[index], np.array([row.truncated for row in rows])),
         ):
             jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, count=count: x[:count], ours), theirs)
         np.testing.assert_allclose(got.reward[:count], rewards, rtol=1e-5, atol=1e-6)
