@@ -21,7 +21,7 @@ from .spaces import choices, zero_actions, zeros
 from .types import Array, EnvironmentSpec, Observation, PyTree, Rollout
 
 NOWHERE = np.iinfo(np.int32).max  # the place of what is not written
-BRANCHES = 32  # children of a node: as fast as two, in a fifth of the operations
+BRANCHES = 16  # children of a node: a cache line of them
 
 
 class Rows(NamedTuple):
@@ -46,7 +46,7 @@ class Replay(NamedTuple):
     time: jax.Array  # [N] int32, steps since the reset of what stands there
     written: jax.Array  # [N] int32, transitions so far
     expired: jax.Array  # [N] int32, of these the ones of which something was written over
-    sums: tuple[jax.Array, ...]  # a tree: priorities [C], sums of 32 of them each, and so on to at most 32; empty where all are equal
+    sums: tuple[jax.Array, ...]  # a tree: priorities [C], sums of 16 of them each, and so on to at most 16; empty where all are equal
     max_priority: jax.Array  # [] with which a transition begins
 
     @property
@@ -193,15 +193,13 @@ def draw_prioritised(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> 
     left = jax.random.uniform(key, shape, maxval=total)
     node = jnp.zeros(shape, jnp.int32)
     for level in reversed(replay.sums):
-        children = BRANCHES * node[..., None] + jnp.arange(min(BRANCHES, len(level)))
-        weight = level[children]
-        end = jnp.cumsum(weight, axis=-1)
-        # Rounding can point a little beyond the last child that weighs anything.
-        last = weight.shape[-1] - 1 - jnp.argmax(weight[..., ::-1] > 0, axis=-1)
-        child = jnp.minimum(jnp.sum(end <= left[..., None], axis=-1), last)
-        # Nor can it point before the first: a little less than 0 would fall on a child without weight.
-        left = jnp.maximum(left - jnp.take_along_axis(end - weight, child[..., None], axis=-1)[..., 0], 0.0)
-        node = jnp.take_along_axis(children, child[..., None], axis=-1)[..., 0]
+        weight = level.reshape(-1, min(BRANCHES, len(level)))[node]
+        # What the children before a child weigh: a product with a triangle of ones, in a third of the time of a cumulative sum.
+        before = jnp.matmul(weight, np.triu(np.ones(weight.shape[-1:] * 2, np.float32), k=1), precision="highest")
+        # Whatever rounding does, the first child that weighs anything begins at 0, and one without weight is never met.
+        is_met = (weight > 0) & (before <= left[..., None])
+        node = BRANCHES * node + jnp.max(jnp.where(is_met, np.arange(weight.shape[-1]), 0), axis=-1)
+        left = left - jnp.max(jnp.where(is_met, before, 0.0), axis=-1)
     return node, replay.sums[0][node] / total
 
 
@@ -265,7 +263,7 @@ def observations(rows: Rows, index: jax.Array, ring: int) -> Observation:
 
 
 def empty_sums(size: int) -> tuple[jax.Array, ...]:
-    """A tree over `size` priorities of 0, each level a multiple of 32 long but the last."""
+    """A tree over `size` priorities of 0, each level a multiple of 16 long but the last."""
     sums = []
     while True:
         size = size if size <= BRANCHES else -(-size // BRANCHES) * BRANCHES
