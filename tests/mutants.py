@@ -174,6 +174,7 @@ MUTANTS = [
     Mutant("replay: an episode that ended was left", "replay.py", "jnp.where(rollout.valid[-1] & ~ended[-1], rollout.time[-1] + 1, 0)", "rollout.time[-1] + 1", "units/test_replay.py"),
     Mutant("prioritised: what weighs nothing is drawn", "replay.py", "is_met = (weight > 0) & (before", "is_met = (weight >= 0) & (before", "units/test_replay.py"),
     Mutant("prioritised: a child begins behind itself", "replay.py", "np.float32), k=1), precision", "np.float32), k=0), precision", "units/test_replay.py"),
+    Mutant("prioritised: the tree is copied", "replay.py", "return node, priority / total", "return node, replay.sums[0][node] / total", "units/test_replay.py"),
     Mutant("prioritised: what was passed is not taken off", "replay.py", "left = left - jnp.max(jnp.where(is_met, before, 0.0), axis=-1)", "left = left - 0.0 * jnp.max(before, axis=-1)", "units/test_replay.py"),
     Mutant("replay: a ring too small for a stack", "replay.py", "(least := 2 * num_steps + 1 + stack)", "(least := 2 * num_steps + 2)", "units/test_replay.py"),
     Mutant("ddpg: the target's action by the actor that learns", "algorithms/ddpg.py", "critic_loss(critic, *targets, batch)", "critic_loss(critic, actor, targets[1], batch)", "algorithms/test_ddpg.py"),

@@ -198,9 +198,12 @@ def draw_prioritised(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> 
         before = jnp.matmul(weight, np.triu(np.ones(weight.shape[-1:] * 2, np.float32), k=1), precision="highest")
         # Whatever rounding does, the first child that weighs anything begins at 0, and one without weight is never met.
         is_met = (weight > 0) & (before <= left[..., None])
-        node = BRANCHES * node + jnp.max(jnp.where(is_met, np.arange(weight.shape[-1]), 0), axis=-1)
+        child = jnp.max(jnp.where(is_met, np.arange(weight.shape[-1]), 0), axis=-1)
         left = left - jnp.max(jnp.where(is_met, before, 0.0), axis=-1)
-    return node, replay.sums[0][node] / total
+        node = BRANCHES * node + child
+    # Not asked of the tree again: it would have to be copied where priorities may be written before that.
+    priority = jnp.take_along_axis(weight, child[..., None], axis=-1)[..., 0]
+    return node, priority / total
 
 
 def draw(config: Any, replay: Replay, key: jax.Array, shape: tuple[int, ...], progress: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -377,6 +377,20 @@ def film(spec: EnvironmentSpec, num_steps: int) -> Rollout:
     )
 
 
+def test_priorities_are_written_in_place_though_probabilities_are_used_later() -> None:
+    size = 50_000
+    replay = jax.eval_shape(lambda: start_replay(ATARI, capacity=size, num_steps=2, prioritised=True))
+
+    def draw_and_prioritise(sums: Any, others: Any, key: jax.Array) -> Any:
+        replay = others._replace(sums=sums)
+        index, probability = draw_prioritised(replay, key, (4,))
+        return prioritise(replay, index, jnp.ones(4)).sums, importance_weight(replay, probability, exponent=0.5)
+
+    arguments = replay.sums, replay._replace(sums=()), jax.random.key(0)
+    program = jax.jit(draw_and_prioritise, donate_argnums=0, compiler_options=compiler_options()).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes < size
+
+
 def test_a_replay_too_small_for_a_rollout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"replay of 30 for 3 environments has 10 rows for each.*set replay_size to at least 36"):
         start_replay(SPEC, capacity=30, num_steps=5)
