@@ -120,15 +120,15 @@ TASKS = (
 )
 
 
-def python_of(peer: str, venvs: Path) -> Path:
+def python_of(peer: str, requirements: Sequence[str], venvs: Path) -> Path:
     """The interpreter of a peer's virtual environment, which is made anew unless it holds exactly the pinned versions."""
     directory = venvs / peer
-    pins, installed = "\n".join((TORCH, *PEERS[peer].requirements)), directory / "installed.txt"
+    pins, installed = "\n".join((TORCH, *requirements)), directory / "installed.txt"
     python = directory / "bin" / "python"
     if not installed.exists() or installed.read_text() != pins:
         print(f"installing {peer} into {directory} ...", file=sys.stderr)
         venv.create(directory, with_pip=True, clear=True)
-        for packages in ((TORCH,), PEERS[peer].requirements):
+        for packages in ((TORCH,), requirements):
             subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *packages], check=True)
         installed.write_text(pins)
     return python
@@ -161,20 +161,25 @@ def measure(row: Row, variant: dict[str, Any], seconds: float, python: Path, tim
         "seconds": seconds,
     }
     library = row["library"]
-    runner = RUNNERS / (OWN[library] if library in OWN else PEERS[library].runner)
-    environment = os.environ | ({"OMP_NUM_THREADS": str(variant["threads"])} if variant else {})
+    runner = OWN[library] if library in OWN else PEERS[library].runner
+    measured = run(runner, job, python, threads=variant.get("threads"), timeout=timeout)
+    print(f"{measured['result']['steps_per_second']:>12,.0f} steps/s  {name_of(row, variant)}", file=sys.stderr)
+    return measured
+
+
+def run(runner: str, job: dict[str, Any], python: Path, *, threads: int | None = None, timeout: float | None = None) -> dict[str, Any]:
+    """What a runner prints about its job."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([python, runner, json.dumps(job)], env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen([python, RUNNERS / runner, json.dumps(job)], env=environment, start_new_session=True, **pipes) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with it the processes of a SubprocVecEnv, which outlive it
     if process.returncode:
-        sys.exit(f"{name_of(row, variant)}: {runner.name} failed.\n{output}{errors}")
-    measured = json.loads(output.splitlines()[-1])
-    print(f"{measured['result']['steps_per_second']:>12,.0f} steps/s  {name_of(row, variant)}", file=sys.stderr)
-    return measured
+        sys.exit(f"{runner} failed on {job}.\n{output}{errors}")
+    return json.loads(output.splitlines()[-1])
 
 
 def trial(row: Row, variant: dict[str, Any], seconds: float, python: Path) -> float:
@@ -192,9 +197,10 @@ def name_of(row: Row, variant: dict[str, Any]) -> str:
 
 def benchmark(tasks: Sequence[Task], *, repetitions: int, seconds: float, trials: bool, venvs: Path) -> dict[str, Any]:
     """Trials of the peers' variants, then the rounds; everything that was measured, as JSON."""
-    pythons = {peer: python_of(peer, venvs) for task in tasks for peer in task.peers} | dict.fromkeys(OWN, Path(sys.executable))
-    if (load := os.getloadavg()[0]) > 0.5:
-        print(f"warning: the machine is busy (load {load:.1f}), so the numbers will be low", file=sys.stderr)
+    pythons = {peer: python_of(peer, PEERS[peer].requirements, venvs) for task in tasks for peer in task.peers} | dict.fromkeys(
+        OWN, Path(sys.executable)
+    )
+    load = load_now()
     rows = rows_of(tasks)
     for row in rows:
         variants, python = row.pop("variants"), pythons[row["library"]]
@@ -209,6 +215,13 @@ def benchmark(tasks: Sequence[Task], *, repetitions: int, seconds: float, trials
             row["repetitions"].append(measured["result"])
     settings = {"num_envs": NUM_ENVS} | {task.algorithm: SETTINGS[task.algorithm] for task in tasks}
     return provenance() | {"load": load, "settings": settings, "rows": rows}
+
+
+def load_now() -> float:
+    """Processes that want to run, with a warning where there are some."""
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"warning: the machine is busy (load {load:.1f}), so the numbers will be worse than they could be", file=sys.stderr)
+    return load
 
 
 def speed(row: dict[str, Any]) -> float:

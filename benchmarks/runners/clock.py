@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "torch", "numpy", "gymnasium", "mujoco"]
+PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "tianshou", "jax", "torch", "numpy", "gymnasium", "mujoco"]
 
 
 def read_job() -> dict[str, Any]:
@@ -49,6 +50,18 @@ class Clock:
             "startup_seconds": round(self.marks[1] - self.marks[0] - self.done[1] * seconds / iterations, 3),
         }
         print(json.dumps({"result": result, "versions": versions()}))
+
+
+def print_time_of(call: Callable[[], Any], job: dict[str, Any], batches: int) -> None:
+    """Microseconds that each of the `batches` of a call takes, over the job's seconds and after a few calls of warm-up."""
+    for _ in range(3):
+        call()
+    calls, begin = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - begin) < job["seconds"] or not calls:
+        call()
+        calls += 1
+    result = {"microseconds": round(seconds / (calls * batches) * 1e6, 2), "batches": calls * batches}
+    print(json.dumps({"result": result, "versions": versions()}))
 
 
 def versions() -> dict[str, str]:

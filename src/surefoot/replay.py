@@ -1,9 +1,10 @@
 """Replay: transitions of earlier iterations, in memory that the compiled program writes in place, on a host or a device.
 
 Each of N streams has a ring of rows. A row is an observation with what was done there; where an episode ends, one more row holds its
-last observation, so that every observation is stored once and the successor of a transition is the row after it. n-step
-returns are taken when a transition is drawn. Prioritised replay (Schaul et al. 2016, arXiv:1511.05952, section 3.3) keeps a
-tree of sums in which a parent is always recomputed from its children, so that rounding does not add up.
+last observation, so that every observation is stored once and the successor of a transition is the row after it. Of stacked frames a
+row has the newest. Stacks and n-step returns are made when a transition is drawn. Prioritised replay (Schaul et al. 2016,
+arXiv:1511.05952, section 3.3) keeps a tree of sums in which a parent is always recomputed from its children, so that rounding does
+not add up.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.spaces import Box
 
 from .spaces import choices, zero_actions, zeros
-from .types import EnvironmentSpec, Observation, PyTree, Rollout
+from .types import Array, EnvironmentSpec, Observation, PyTree, Rollout
 
 NOWHERE = np.iinfo(np.int32).max  # the place of what is not written
-BRANCHES = 32  # children of a node: as fast as two, in a fifth of the operations
+BRANCHES = 16  # children of a node: a cache line of them
 
 
 class Rows(NamedTuple):
     """What is stored, [C, ...] with C = N streams times the length of a ring."""
 
-    obs: Observation
+    obs: Observation  # of a stack of K frames the newest
     action: jax.Array  # in the policy's units
     reward: jax.Array  # float32
     terminated: jax.Array  # bool
     truncated: jax.Array  # bool
     acted: jax.Array  # bool; false where the row only holds an observation
     action_mask: jax.Array | None = None  # [C, A] bool
+    older: jax.Array | None = None  # [C, K - 1] bool, which frames of its stack are of its episode; None where K is 1
 
 
 class Replay(NamedTuple):
@@ -40,9 +43,10 @@ class Replay(NamedTuple):
     rows: Rows
     order: jax.Array  # [C] int32, the row of each transition, that of the k-th of a stream at k modulo the length L of its ring
     cursor: jax.Array  # [N] int32, which row a stream writes next; the observation there is that of its newest successor
+    time: jax.Array  # [N] int32, steps since the reset of what stands there
     written: jax.Array  # [N] int32, transitions so far
-    expired: jax.Array  # [N] int32, of these the ones that were written over
-    sums: tuple[jax.Array, ...]  # a tree: priorities [C], sums of 32 of them each, and so on to at most 32; empty where all are equal
+    expired: jax.Array  # [N] int32, of these the ones of which something was written over
+    sums: tuple[jax.Array, ...]  # a tree: priorities [C], sums of 16 of them each, and so on to at most 16; empty where all are equal
     max_priority: jax.Array  # [] with which a transition begins
 
     @property
@@ -65,25 +69,34 @@ class Transitions(NamedTuple):
 
 def start_replay(spec: EnvironmentSpec, *, capacity: int, num_steps: int, prioritised: bool = False) -> Replay:
     """Room for `capacity` rows, shared equally by the streams; ValueError where rollouts of `num_steps` do not fit."""
-    ring = capacity // spec.num_envs
-    if ring < 2 * num_steps + 2:
+    ring, stack = capacity // spec.num_envs, spec.frame_stack
+    if ring < (least := 2 * num_steps + 1 + stack):
         raise ValueError(
             f"A replay of {capacity} for {spec.num_envs} environments has {ring} rows for each, and an iteration of {num_steps} steps can "
-            f"write {2 * num_steps + 1}; set replay_size to at least {(2 * num_steps + 2) * spec.num_envs}."
+            f"write {2 * num_steps + 1}{f' behind the {stack - 1} older frames of a stack' if stack > 1 else ''}; "
+            f"set replay_size to at least {least * spec.num_envs}."
         )
     size = ring * spec.num_envs
+    obs = zeros(spec.observation_space)
+    assert stack == 1 or (isinstance(spec.observation_space, Box) and len(obs) == stack), spec
     rows = Rows(
-        obs=jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), zeros(spec.observation_space)),
+        obs=jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), obs if stack == 1 else obs[-1]),
         action=zero_actions(spec.action_space, size),
         reward=jnp.zeros(size),
         terminated=jnp.zeros(size, bool),
         truncated=jnp.zeros(size, bool),
         acted=jnp.zeros(size, bool),
         action_mask=jnp.ones((size, sum(choices(spec.action_space) or ())), bool) if spec.has_action_mask else None,
+        older=jnp.zeros((size, stack - 1), bool) if stack > 1 else None,
     )
     nothing = jnp.zeros(spec.num_envs, jnp.int32)
     sums = empty_sums(size) if prioritised else ()
-    return Replay(rows, jnp.zeros(size, jnp.int32), nothing, nothing, nothing, sums, jnp.ones(()))
+    return Replay(rows, jnp.zeros(size, jnp.int32), nothing, nothing, nothing, nothing, sums, jnp.ones(()))
+
+
+def is_older(time: Array, num_older: int) -> Array:
+    """[..., K - 1] which of the older frames, the oldest first, belong to an episode that has lasted `time` [...] steps."""
+    return time[..., None] >= np.arange(num_older, 0, -1)
 
 
 def insert(replay: Replay, rollout: Rollout) -> Replay:
@@ -94,47 +107,68 @@ def insert(replay: Replay, rollout: Rollout) -> Replay:
     ended = (rollout.terminated | rollout.truncated) & rollout.valid
     present = jnp.stack([rollout.valid, ended], axis=1)  # [T, 2, N]: a row, and behind it the last observation
     before = jnp.cumsum(present.reshape(-1, num_streams), axis=0).reshape(present.shape) - present
-    number = replay.cursor + before
+    # Where a resumed run began a new episode, what was to be acted on next stays: it is the last that was seen of the old one.
+    is_left = (rollout.time[0] == 0) & (replay.time > 0)
+    cursor = replay.cursor + is_left
+    number = cursor + before
     place = jnp.where(present, begin + number % ring, NOWHERE)
-    cursor = replay.cursor + jnp.sum(present, axis=(0, 1))
+    cursor = cursor + jnp.sum(present, axis=(0, 1))
     where = jnp.concatenate([place.reshape(-1), begin + cursor % ring])
+    left = jnp.where(is_left, begin + (replay.cursor - 1) % ring, NOWHERE)
 
-    def put(buffer: jax.Array, row: Any, last: Any, following: Any) -> jax.Array:
+    def put(buffer: jax.Array, row: Any, last: Any, following: Any, *before: Any) -> jax.Array:
         """Into a buffer [C, ...]: rows [T, N, ...], what ends their episodes [T, N, ...], and what stands at the new cursor [N, ...].
 
-        All in one write: of two, one after the other, XLA makes copies of the buffer.
+        In the last row of an episode that was left goes what is given of `before` [N, ...]. All in one write: of two, one after the
+        other, XLA makes copies of the buffer.
         """
         both = jnp.stack([row, last], axis=1)
-        values = jnp.concatenate([both.reshape(-1, *both.shape[3:]), following])
-        return buffer.at[where].set(values.astype(buffer.dtype), mode="drop")
+        values = jnp.concatenate([both.reshape(-1, *both.shape[3:]), following, *before])
+        return buffer.at[jnp.concatenate([where, *[left for _ in before]])].set(values.astype(buffer.dtype), mode="drop")
 
     zero, no = jnp.zeros_like(rollout.reward), jnp.zeros_like(ended)
     rows, masks = replay.rows, (rollout.action_mask, rollout.final_action_mask, rollout.last_action_mask)
+    obs, older = (rollout.obs, rollout.final_obs, rollout.last_obs), rows.older
+    time = jnp.where(rollout.valid[-1] & ~ended[-1], rollout.time[-1] + 1, 0)
+    if older is not None:
+        obs = obs[0][:, :, -1], obs[1][:, :, -1], obs[2][:, -1]
+        older = put(older, *(is_older(each, older.shape[-1]) for each in (rollout.time, rollout.time + 1, time)))
     rows = Rows(
-        obs=jax.tree.map(put, rows.obs, rollout.obs, rollout.final_obs, rollout.last_obs),
+        obs=jax.tree.map(put, rows.obs, *obs),
         action=put(rows.action, rollout.action, jnp.zeros_like(rollout.action), jnp.zeros_like(rollout.action[0])),
         reward=put(rows.reward, rollout.reward, zero, zero[0]),
         terminated=put(rows.terminated, rollout.terminated, no, no[0]),
-        truncated=put(rows.truncated, rollout.truncated, no, no[0]),
+        truncated=put(rows.truncated, rollout.truncated, no, no[0], is_left),
         acted=put(rows.acted, rollout.valid, no, no[0]),
         action_mask=None if rows.action_mask is None else put(rows.action_mask, *masks),
+        older=older,
     )
     transition = replay.written + jnp.cumsum(rollout.valid, axis=0) - rollout.valid  # [T, N], the number of each in its stream
     slot = jnp.where(rollout.valid, begin + transition % ring, NOWHERE)
     order = replay.order.at[slot].set(number[:, 0], mode="drop")
     written = replay.written + jnp.sum(rollout.valid, axis=0)
-    # Only as many transitions can have been written over as rows were written. Asking their rows would make XLA copy these.
-    oldest = replay.expired + jnp.arange(len(where) // num_streams)[:, None]
-    is_gone = (order[begin + oldest % ring] <= cursor - ring) | (oldest + ring < written)
-    expired = replay.expired + jnp.sum(is_gone & (oldest < written), axis=0)
+    # Only as many transitions can have expired as rows were written, and the few that share their oldest frame with one of these.
+    # Asking rows before they are written would make XLA copy them; of one that has been written over `order` tells enough.
+    most = len(where) // num_streams + (0 if older is None else older.shape[-1])
+    oldest = replay.expired + jnp.arange(most)[:, None]
+    row = order[begin + oldest % ring]
+    is_over = (row <= cursor - ring) | (oldest + ring < written)
+    lacks_frame = False if older is None else row - jnp.sum(older[begin + row % ring], axis=-1) <= cursor - ring
+    is_gone = (oldest < written) & (is_over | lacks_frame)
+    expired = replay.expired + jnp.sum(is_gone, axis=0)
     sums = replay.sums
     if sums:
         priority = jnp.stack([jnp.where(rollout.valid, replay.max_priority, 0.0), zero], axis=1).reshape(-1)
-        sums = set_priorities(sums, where, jnp.concatenate([priority, zero[0]]))
+        priority = jnp.concatenate([priority, zero[0]])
+        if older is not None:  # of these the row itself is still there
+            lost = jnp.where(is_gone & ~is_over, begin + row % ring, NOWHERE).reshape(-1)
+            where, priority = jnp.concatenate([where, lost]), jnp.pad(priority, (0, len(lost)))
+        sums = set_priorities(sums, where, priority)
     return replay._replace(
         rows=rows,
         order=order,
         cursor=cursor,
+        time=time,
         written=written,
         expired=expired,
         sums=sums,
@@ -159,16 +193,17 @@ def draw_prioritised(replay: Replay, key: jax.Array, shape: tuple[int, ...]) -> 
     left = jax.random.uniform(key, shape, maxval=total)
     node = jnp.zeros(shape, jnp.int32)
     for level in reversed(replay.sums):
-        children = BRANCHES * node[..., None] + jnp.arange(min(BRANCHES, len(level)))
-        weight = level[children]
-        end = jnp.cumsum(weight, axis=-1)
-        # Rounding can point a little beyond the last child that weighs anything.
-        last = weight.shape[-1] - 1 - jnp.argmax(weight[..., ::-1] > 0, axis=-1)
-        child = jnp.minimum(jnp.sum(end <= left[..., None], axis=-1), last)
-        # Nor can it point before the first: a little less than 0 would fall on a child without weight.
-        left = jnp.maximum(left - jnp.take_along_axis(end - weight, child[..., None], axis=-1)[..., 0], 0.0)
-        node = jnp.take_along_axis(children, child[..., None], axis=-1)[..., 0]
-    return node, replay.sums[0][node] / total
+        weight = level.reshape(-1, min(BRANCHES, len(level)))[node]
+        # What the children before a child weigh: a product with a triangle of ones, in a third of the time of a cumulative sum.
+        before = jnp.matmul(weight, np.triu(np.ones(weight.shape[-1:] * 2, np.float32), k=1), precision="highest")
+        # Whatever rounding does, the first child that weighs anything begins at 0, and one without weight is never met.
+        is_met = (weight > 0) & (before <= left[..., None])
+        child = jnp.max(jnp.where(is_met, np.arange(weight.shape[-1]), 0), axis=-1)
+        left = left - jnp.max(jnp.where(is_met, before, 0.0), axis=-1)
+        node = BRANCHES * node + child
+    # Not asked of the tree again: it would have to be copied where priorities may be written before that.
+    priority = jnp.take_along_axis(weight, child[..., None], axis=-1)[..., 0]
+    return node, priority / total
 
 
 def draw(config: Any, replay: Replay, key: jax.Array, shape: tuple[int, ...], progress: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -208,20 +243,30 @@ def transitions(replay: Replay, index: jax.Array, *, n_step: int, discount: floa
         going_on = going_on & ~(rows.terminated[row] | rows.truncated[row])
         row = begin + (row - begin + 1) % ring
     after = begin + (last - begin + 1) % ring
-    mask, obs = rows.action_mask, rows.obs
+    mask = rows.action_mask
     return Transitions(
-        obs=jax.tree.map(lambda x: x[index], obs),
+        obs=observations(rows, index, ring),
         action=rows.action[index],
         reward=reward,
-        next_obs=jax.tree.map(lambda x: x[after], obs),
+        next_obs=observations(rows, after, ring),
         discount=jnp.where(rows.terminated[last], 0.0, weight),
         action_mask=None if mask is None else mask[index],
         next_action_mask=None if mask is None else mask[after],
     )
 
 
+def observations(rows: Rows, index: jax.Array, ring: int) -> Observation:
+    """What was seen in the rows `index` [...]; of frames the whole stack, with zeros for those from before the episode."""
+    if rows.older is None:
+        return jax.tree.map(lambda x: x[index], rows.obs)
+    begin, older = index // ring * ring, rows.older[index]
+    back = np.arange(older.shape[-1], 0, -1)
+    place = jnp.where(older, begin[..., None] + ((index - begin)[..., None] - back) % ring, NOWHERE)
+    return rows.obs.at[jnp.concatenate([place, index[..., None]], axis=-1)].get(mode="fill", fill_value=0)
+
+
 def empty_sums(size: int) -> tuple[jax.Array, ...]:
-    """A tree over `size` priorities of 0, each level a multiple of 32 long but the last."""
+    """A tree over `size` priorities of 0, each level a multiple of 16 long but the last."""
     sums = []
     while True:
         size = size if size <= BRANCHES else -(-size // BRANCHES) * BRANCHES

@@ -64,6 +64,8 @@ class EnvironmentSpec:
     num_envs: int
     has_action_mask: bool = False
     resume: Literal["exact", "episodes restart"] = "exact"  # what a resumed run can promise
+    # Successive frames along the first axis of a Box observation, newest last; zeros before an episode's first frame.
+    frame_stack: int = 1
 
 
 class DeviceEnvironment(Protocol):

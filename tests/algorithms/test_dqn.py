@@ -166,6 +166,9 @@ class Tape:
         self.reward = rng.normal(size=size).astype(np.float32)
         self.ended = rng.random(size) < 0.25
         self.terminated = self.ended & (rng.random(size) < 0.5)
+        self.time = np.zeros(size, np.int32)
+        for t in range(1, size[0]):
+            self.time[t] = np.where(self.ended[t - 1], 0, self.time[t - 1] + 1)
 
     def rollout(self, index):
         rows = slice(4 * index, 4 * index + 4)
@@ -178,7 +181,7 @@ class Tape:
             truncated=(self.ended & ~self.terminated)[rows],
             final_obs=self.obs[rows] + self.num_rows,  # numbers that stand nowhere else
             valid=np.ones((4, 2), bool),
-            time=np.zeros((4, 2), np.int32),
+            time=self.time[rows],
             last_obs=after,
             progress=np.float32(index / 6),
         )

@@ -152,6 +152,223 @@ def test_a_leaf_that_cannot_be_stored_is_named_before_anything_is_written(tmp_pa
     assert os.listdir(tmp_path) == []
 
 
+# Large arrays
+
+
+def large_leaves():
+    """Rows of 16 bytes or 2, so that chunks of 64 hold 4 of the one and 32 of the other."""
+    rng = np.random.default_rng(1)
+    return {
+        "rows": jnp.asarray(rng.normal(size=(10, 4)).astype(np.float32)),
+        "bytes": rng.integers(0, 256, (8, 4, 4)).astype(np.uint8),
+        "transposed": rng.normal(size=(2, 40)).T,
+        "bfloat16": jnp.arange(70, dtype=jnp.bfloat16),
+        "keys": jax.random.split(jax.random.key(2), 20),
+        "wide": rng.normal(size=(3, 20)),  # a row is more than a chunk
+        "one row": rng.normal(size=(1, 40)),
+        "small": jnp.float32(0.1),
+    }
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 64)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_large_arrays_come_back_bit_for_bit_from_several_files(tmp_path):
+    tree = large_leaves()
+    path = save(tmp_path, 1, {"learner": tree, "learner2": tree, "small": TREES["learner"]}, INFO)
+    loaded = newest(tmp_path)
+    assert loaded.trees == ("learner", "learner2", "small")
+    assert_same(loaded.restore("learner", tree), tree)
+    assert_same(loaded.restore("learner2", jax.eval_shape(lambda: {"rows": tree["rows"]}) | tree), tree)
+    arrays = loaded.arrays("learner")
+    assert bits(arrays["transposed"]) == bits(tree["transposed"])
+    arrays["rows"] += 1  # it can be written to
+    assert len(list(path.glob("learner.*.safetensors"))) == 3 + 2 + 10 + 3 + 3 + 3
+    assert {len(checkpoint._read_tensors(file)[0]) for file in path.glob("learner.*.safetensors")} == {1}
+    assert sorted(checkpoint._read_tensors(path / "learner.safetensors")[0]) == ["one row", "small"]
+    assert list(path.glob("small.*")) == [path / "small.safetensors"]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_an_accelerator_is_asked_for_a_chunk_at_a_time(tmp_path, monkeypatch):
+    tree = jax.tree.map(jnp.asarray, {name: large_leaves()[name] for name in ("rows", "bytes", "bfloat16", "keys")})
+    here = save(tmp_path, 1, {"learner": tree}, {})
+    fetched = []
+    on_host = checkpoint._on_host
+    monkeypatch.setattr(checkpoint, "_is_remote", lambda array: True)
+    monkeypatch.setattr(checkpoint, "_on_host", lambda leaf: (fetched.append(leaf), on_host(leaf))[1])
+    there = save(tmp_path, 2, {"learner": tree}, {})
+    assert max(leaf.nbytes for leaf in fetched) == 64
+    assert all(isinstance(leaf, jax.Array) for leaf in fetched)
+    for file in here.glob("learner*"):
+        assert (there / file.name).read_bytes() == file.read_bytes()
+
+
+def inodes(path):
+    return {file.name: file.stat().st_ino for file in path.iterdir()}
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_only_chunks_that_have_changed_are_written_again(tmp_path):
+    rows = np.arange(80, dtype=np.float32).reshape(20, 4)
+    first = save(tmp_path, 1, {"learner": {"rows": rows}}, {})
+    changed = rows.copy()
+    changed[7, 3] += 1
+    second = save(tmp_path, 2, {"learner": {"rows": changed}}, {})
+    differing = {name for name, inode in inodes(second).items() if inodes(first)[name] != inode}
+    assert differing == {"learner.00001.safetensors", "learner.safetensors", "info.json", "manifest.json"}
+    np.testing.assert_array_equal(open_checkpoint(first).arrays("learner")["rows"], rows)
+    np.testing.assert_array_equal(open_checkpoint(second).arrays("learner")["rows"], changed)
+    third = save(tmp_path, 3, {"learner": {"rows": changed}}, {}, keep=1)  # what the others were linked to goes
+    assert [file.name for file in tmp_path.iterdir()] == [third.name]
+    np.testing.assert_array_equal(newest(tmp_path).arrays("learner")["rows"], changed)
+    fourth = save(tmp_path, 4, {"learner": {"rows": changed[:-1]}}, {})  # a file that begins with the same bytes is not the same
+    np.testing.assert_array_equal(open_checkpoint(fourth).arrays("learner")["rows"], changed[:-1])
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_file_system_without_links_gets_every_chunk_again(tmp_path, monkeypatch, error):
+    def refuse(*arguments, **keywords):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    tree = large_leaves()
+    first, second = (save(tmp_path, step, {"learner": tree}, {}) for step in (1, 2))
+    assert not set(inodes(first).values()) & set(inodes(second).values())
+    assert_same(newest(tmp_path).restore("learner", tree), tree)
+
+
+def flip(path, at=-1):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_flipped_bit_in_a_chunk_is_found_and_what_is_shared_is_written_again(tmp_path):
+    rows = np.arange(80, dtype=np.float32).reshape(20, 4)
+    save(tmp_path, 1, {"learner": {"rows": np.float32(rows - np.arange(20)[:, None] // 4)}}, {})
+    path = save(tmp_path, 2, {"learner": {"rows": rows}}, {})
+    flip(path / "learner.00003.safetensors")
+    with pytest.warns(UserWarning, match=r"step-000000000002/learner.00003.safetensors is corrupt: .*SHA-256.*step 1 is used instead"):
+        assert newest(tmp_path).step == 1
+    flip(path / "learner.00000.safetensors")  # of both
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint: .*02/learner.00000.safetensors .*01/learner.00000.safetensors"):
+        newest(tmp_path)
+    path = save(tmp_path, 3, {"learner": {"rows": rows}}, {})  # not linked to what is damaged
+    np.testing.assert_array_equal(newest(tmp_path).arrays("learner")["rows"], rows)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_manifest_that_is_damaged_is_not_believed(tmp_path):
+    """Of the checkpoint before: a wrong hash in it would make the next one invalid."""
+    tree = {"rows": np.arange(80, dtype=np.float32).reshape(20, 4)}
+    for step in range(1, 40):
+        path = save(tmp_path, step, {"learner": tree}, {}, keep=1)
+        text = (path / "manifest.json").read_bytes()
+        digit = text.index(b'sha256": "', text.index(b"learner.00002")) + 10 + step
+        (path / "manifest.json").write_bytes(text[:digit] + (b"0" if text[digit] != ord("0") else b"1") + text[digit + 1 :])
+        save(tmp_path, step, {"learner": tree}, {}, keep=1)
+        assert newest(tmp_path).path.name.endswith(".1")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_chunk_that_the_disk_forgets_is_not_linked_to_and_not_believed(tmp_path, monkeypatch):
+    tree = {"rows": np.arange(80, dtype=np.float32).reshape(20, 4)}
+    path = save(tmp_path, 1, {"learner": tree}, {})
+    os.truncate(path / "learner.00002.safetensors", 100)
+    (path / "learner.00003.safetensors").unlink()
+    (path / "learner.00004.safetensors").unlink()
+    os.mkfifo(path / "learner.00004.safetensors")
+    save(tmp_path, 2, {"learner": tree}, {})
+    assert newest(tmp_path).step == 2
+    write = checkpoint._write
+
+    def disk_that_forgets(path, pieces):
+        described = write(path, pieces)
+        if path.name == "learner.00002.safetensors":
+            os.truncate(path, described["size"] - 1)
+        return described
+
+    monkeypatch.setattr(checkpoint, "_write", disk_that_forgets)
+    with pytest.raises(SaveError, match=r"step 3 .*learner\.00002\.safetensors is corrupt: it does not hold what was written to it"):
+        save(tmp_path, 3, {"learner": {"rows": tree["rows"] + 1}}, {}, keep=1)
+    assert newest(tmp_path).step == 2
+
+
+def test_an_array_is_written_in_place_after_a_save_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 2**20)
+    put = jax.jit(lambda x, i: x.at[i].set(1), donate_argnums=0)
+    rows = put(jnp.zeros((2**20, 4), jnp.uint8), 0)
+    where = rows.unsafe_buffer_pointer()
+    save(tmp_path, 1, {"learner": {"rows": rows}}, {})
+    rows = put(rows, 1)
+    assert rows.unsafe_buffer_pointer() == where
+
+
+MEMORY = textwrap.dedent(
+    """
+    import resource, sys
+    from pathlib import Path
+    import jax, jax.numpy as jnp
+    from surefoot.training import checkpoint
+
+    def highest():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+    put = jax.jit(lambda x, i: x.at[i].set(i), donate_argnums=0)
+    tree = {"rows": put(jnp.zeros((250, 2**20), jnp.uint8), 0), "count": jnp.int32(1)}
+    warm = {"rows": put(jnp.zeros((16, 2**20), jnp.uint8), 0)}
+    checkpoint.save(Path(sys.argv[1]), 0, {"learner": warm}, {})
+    del warm
+    before = highest()
+    for step in (1, 2):
+        checkpoint.save(Path(sys.argv[1]), step, {"learner": tree}, {})
+        tree["rows"] = put(tree["rows"], step)
+    saving = highest() - before
+    shapes = jax.eval_shape(lambda: tree)
+    del tree
+    tree = checkpoint.newest(Path(sys.argv[1])).restore("learner", shapes)
+    assert tree["rows"][1, 0] == 1 and tree["rows"][2, 0] == 0
+    print(before, saving, highest() - before)
+    """
+)
+
+
+def test_a_large_array_is_saved_and_restored_in_little_more_memory_than_its_own(tmp_path):
+    result = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    before, saving, restoring = map(int, result.stdout.split())  # megabytes
+    assert before > 250
+    assert saving < 50
+    assert restoring < 50
+
+
+HOSTILE_CHUNKS = {
+    "two arrays": {"rows": np.ones((4, 4), np.float32), "more": np.ones(1)},
+    "no array": {},
+    "other rows": {"rows": np.ones((4, 5), np.float32)},
+    "another dtype": {"rows": np.ones((4, 4))},
+    "no rows": {"rows": np.ones((0, 4), np.float32)},
+    "a number": {"rows": np.float32(1)},
+}
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", HOSTILE_CHUNKS)
+def test_hostile_chunks_that_match_the_manifest_are_refused_all_the_same(tmp_path, name):
+    path = save(tmp_path, 1, {"learner": {"rows": np.ones((12, 4), np.float32)}}, {})
+    file = path / "learner.00001.safetensors"
+    file.write_bytes(safetensors.numpy.save({leaf: np.asarray(array) for leaf, array in HOSTILE_CHUNKS[name].items()}))
+    list_honestly(path, file.name)
+    with pytest.raises(CheckpointError, match=r"learner\.00001\.safetensors is corrupt: not rows of one array"):
+        open_checkpoint(path).arrays("learner")
+
+
 # What is kept
 
 
@@ -235,12 +452,14 @@ KILLED_AT_EVERY_LINE = textwrap.dedent(
     root, kind = Path(sys.argv[1]), sys.argv[2]
     traced = {checkpoint.__file__, shutil.__file__}
 
+    checkpoint.CHUNK_BYTES = 20  # a row: the second is as it was, and is linked to
+
     def tree(step):
-        return {"x": np.full((3, 5), step, np.float32), "n": np.int64(step)}
+        return {"x": np.array([[step] * 5, [7] * 5], np.float32), "n": np.int64(step)}
 
     def write(step):
         if kind == "checkpoint":
-            checkpoint.save(root, step, {"learner": tree(step), "environment": tree(step)}, {"step": step}, keep=1)
+            checkpoint.save(root, step, {"learner": tree(step), "environment": {"n": np.int64(step)}}, {"step": step}, keep=1)
         else:
             checkpoint.save_file(root / "policy", tree(step), {"step": step})
 
@@ -276,7 +495,8 @@ KILLED_AT_EVERY_LINE = textwrap.dedent(
         assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, status
         step, info, *trees = read()
         assert info == {"step": step}
-        assert all((a["x"] == step).all() and a["n"] == step for a in trees)
+        assert all(a["n"] == step for a in trees)
+        assert (trees[0]["x"] == tree(step)["x"]).all()
         outcomes.append(step)
         if step == 2:  # start again from the old one
             shutil.rmtree(root)
@@ -367,8 +587,11 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
 # Damaged and hostile files
 
 
-def test_one_flipped_bit_in_any_byte_of_a_checkpoint_is_found(tmp_path):
+@pytest.mark.parametrize("chunk_bytes", [8, 2**20])
+def test_one_flipped_bit_in_any_byte_of_a_checkpoint_is_found(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
     path = save(tmp_path, 1, TREES, INFO)
+    assert len(list(path.iterdir())) == (4 if chunk_bytes > 8 else 4 + 2 + 3)
     for file in sorted(path.iterdir()):
         whole = file.read_bytes()
         for i in range(len(whole)):
@@ -409,8 +632,10 @@ def test_an_earlier_valid_checkpoint_is_used_with_a_warning_that_names_the_file(
 
 
 def rewrite_manifest(path, **changes):
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    """With its own hash, as an attacker would."""
+    manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
+    manifest["sha256"] = checkpoint._manifest_digest(manifest["step"], manifest["files"])
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def list_honestly(path, name):
@@ -500,10 +725,11 @@ def test_a_name_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_another_format_is_refused_with_both_versions(tmp_path, monkeypatch):
     path, policy = save(tmp_path, 1, TREES, INFO), save_file(tmp_path / "policy", TREES, INFO)
-    for version in (0, 2):
+    for version in (0, 3):
         monkeypatch.setattr(checkpoint, "FORMAT", version)
-        for read in (lambda: open_checkpoint(path), lambda: read_file(policy), lambda: newest(tmp_path)):
-            with pytest.raises(CheckpointError, match=f"has format 1; this version of surefoot reads format {version}"):
+        monkeypatch.setattr(checkpoint, "POLICY_FORMAT", version)
+        for read, written in ((lambda: open_checkpoint(path), 2), (lambda: read_file(policy), 1), (lambda: newest(tmp_path), 2)):
+            with pytest.raises(CheckpointError, match=f"has format {written}; this version of surefoot reads format {version}"):
                 read()
 
 

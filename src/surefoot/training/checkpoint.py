@@ -4,6 +4,8 @@ A checkpoint is one directory, `step-000000102400`: a safetensors file for each 
 and `manifest.json`, written last, with the size and SHA-256 of the others. It is written under a temporary name, synced to
 the disk and renamed. No name is written twice (a second checkpoint of a step is `step-000000102400.1`) and nothing points
 at the newest one, which is found by looking: there is no moment at which a kill or a full disk can lose both old and new.
+A large array is spread over files of its own, `learner.00000.safetensors` and so on, some of its rows in each. Of those that are
+as in the checkpoint before, the new one has links to the same files, so that what a replay costs is what has changed in it.
 A policy is one safetensors file with its JSON inside. Reading parses safetensors and JSON, and never follows a name that
 it finds in a file.
 """
@@ -17,13 +19,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +37,10 @@ import safetensors
 
 from ..types import PyTree
 
-FORMAT = 1
+FORMAT = 2
+POLICY_FORMAT = 1
+CHUNK_BYTES = 8 * 2**20  # of an array in one file: what is in memory twice, and is written again where any of it has changed
+_BLOCK_BYTES = 2**20  # of a file that is compared at a time
 _MAX_JSON_BYTES = 16 * 2**20  # a hostile file must not fill the memory
 _DIRECTORY_NAME = re.compile(r"step-([0-9]{12,})(?:\.([0-9]+))?")
 _DTYPE_CODES = {
@@ -43,6 +51,7 @@ _DTYPE_CODES = {
         **{jnp.bfloat16: "BF16", np.float16: "F16", np.float32: "F32", np.float64: "F64", np.complex64: "C64"},
     }.items()
 }
+_DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
 
 
 class CheckpointError(ValueError):
@@ -68,13 +77,17 @@ class Checkpoint:
 
     def arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Tree `name` by leaf name, for trees whose structure only the writer knows: a flat dictionary comes back as it was."""
-        if name not in self.trees:
-            raise CheckpointError(f"{self.path} holds no tree {name!r}; it holds {', '.join(self.trees)}")
-        return _read_tensors(self.path / f"{name}.safetensors")[0]
+        return {leaf: _whole(array) for leaf, array in self._stored(name).items()}
 
     def restore(self, name: str, template: PyTree) -> PyTree:
-        """Tree `name` in the structure of `template`; see `restore_tree`."""
-        return restore_tree(self.arrays(name), template, source=f"{self.path / name}.safetensors")
+        """Tree `name` in the structure of `template`, the rows of large arrays read a few at a time; see `restore_tree`."""
+        return restore_tree(self._stored(name), template, source=f"{self.path / name}.safetensors")
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        """Small arrays by leaf name, and where the rows of large ones are."""
+        if name not in self.trees:
+            raise CheckpointError(f"{self.path} holds no tree {name!r}; it holds {', '.join(self.trees)}")
+        return _read_tensors(self.path / f"{name}.safetensors")[0] | _find_chunks(sorted(self.path.glob(f"{name}.*.safetensors")))
 
 
 def save(directory: Path, step: int, trees: Mapping[str, PyTree], info: Mapping[str, Any], *, keep: int = 2) -> Path:
@@ -85,7 +98,7 @@ def save(directory: Path, step: int, trees: Mapping[str, PyTree], info: Mapping[
     """
     assert keep >= 1, keep
     assert all(re.fullmatch(r"\w+", name) for name in trees), list(trees)
-    arrays = {name: _to_arrays(tree) for name, tree in trees.items()}
+    leaves = {name: _stored_leaves(tree) for name, tree in trees.items()}
     info_text = json.dumps(dict(info)).encode()
     attempt = max((attempt + 1 for other, attempt in map(_order, _checkpoints(directory)) if other == step), default=0)
     path = directory / (f"step-{step:012d}" + (f".{attempt}" if attempt else ""))
@@ -95,12 +108,22 @@ def save(directory: Path, step: int, trees: Mapping[str, PyTree], info: Mapping[
         _sync_directory(directory.parent)
         for stale in directory.glob(".step-*.tmp"):  # of writers that died: the living one has the lock
             shutil.rmtree(stale, ignore_errors=True)
+        before, described = _newest_manifest(directory)
         temporary.mkdir()
-        files = {f"{name}.safetensors": _write(temporary / f"{name}.safetensors", _encode(arrays[name])) for name in trees}
+        files, chunks = {}, set()
+        for name in trees:
+            small = {leaf: _on_host(array) for leaf, array in leaves[name].items() if not _is_large(array)}
+            files[f"{name}.safetensors"] = _write(temporary / f"{name}.safetensors", _encode(small))
+            large = {leaf: array for leaf, array in leaves[name].items() if _is_large(array)}
+            for number, chunk in enumerate(_chunks(large)):
+                file = f"{name}.{number:05d}.safetensors"
+                files[file] = _link_or_write(temporary / file, list(_encode(chunk)), before / file, described.get(file))
+                chunks.add(file)
         files["info.json"] = _write(temporary / "info.json", [info_text])
-        _write(temporary / "manifest.json", [json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode()])
+        manifest = {"format": FORMAT, "step": step, "files": files, "sha256": _manifest_digest(step, files)}
+        _write(temporary / "manifest.json", [json.dumps(manifest, indent=1).encode()])
         _sync_directory(temporary)
-        _open(temporary, step)
+        _open(temporary, step, compared=chunks)
         os.rename(temporary, path)
         _sync_directory(directory)
     except (OSError, CheckpointError) as error:
@@ -144,7 +167,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return _open(path, _order(path)[0])
 
 
-def _open(path: Path, step: int) -> Checkpoint:
+def _open(path: Path, step: int, compared: AbstractSet[str] = frozenset()) -> Checkpoint:
+    """Check all files but those which have just been `compared` with what they should hold."""
     try:
         irregular = [entry.name for entry in os.scandir(path) if not entry.is_file(follow_symlinks=False)]
         present = set(os.listdir(path))
@@ -152,17 +176,13 @@ def _open(path: Path, step: int) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if path.is_symlink() or irregular:  # before anything is opened: a link leads out of the run, a pipe hangs
         raise CheckpointError(f"{path} is refused: {(irregular or ['it'])[0]} is not a regular file or directory")
-    match _read_json(path / "manifest.json"):
-        case {"format": int(version)} if version != FORMAT:
-            raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {FORMAT}")
-        case {"format": int(), "step": int(written_step), "files": {"info.json": _} as files} if written_step == step:
-            pass
-        case _:
-            raise CheckpointError(f"{path / 'manifest.json'} is corrupt: not the manifest of step {step}")
+    files = _read_manifest(path, step)
     # Names are compared with the directory's own, never followed, so that a path in a manifest leads nowhere.
     if differing := sorted(present ^ {*files, "manifest.json"}):
         raise CheckpointError(f"{path} is corrupt: {differing[0]!r} is {'not in the manifest' if differing[0] in present else 'missing'}")
     for name, expected in files.items():
+        if name in compared:
+            continue
         try:
             with open(path / name, "rb") as file:
                 actual = {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -173,7 +193,30 @@ def _open(path: Path, step: int) -> Checkpoint:
     info = _read_json(path / "info.json")
     if not isinstance(info, dict):
         raise CheckpointError(f"{path / 'info.json'} is corrupt: not a JSON object")
-    return Checkpoint(path, step, info, tuple(name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")))
+    return Checkpoint(path, step, info, tuple(match[1] for name in files if (match := re.fullmatch(r"(\w+)\.safetensors", name))))
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
+    """The files of the checkpoint of `step`, with their sizes and hashes. Raises CheckpointError."""
+    match _read_json(path / "manifest.json"):
+        case {"format": int(version)} if version != FORMAT:
+            raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {FORMAT}")
+        case {"format": int(), "step": int(written_step), "files": {"info.json": _} as files, "sha256": digest}:
+            if written_step == step and digest == _manifest_digest(step, files):
+                return dict(files)
+    raise CheckpointError(f"{path / 'manifest.json'} is corrupt: not the manifest of step {step}")
+
+
+def _manifest_digest(step: int, files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
+
+
+def _newest_manifest(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """(the newest checkpoint that has a manifest, its files); no files where there is none."""
+    for path in reversed(_checkpoints(directory)):
+        with suppress(CheckpointError):
+            return path, _read_manifest(path, _order(path)[0])
+    return directory, {}
 
 
 def save_file(path: Path, tree: PyTree, info: Mapping[str, Any]) -> Path:
@@ -181,8 +224,8 @@ def save_file(path: Path, tree: PyTree, info: Mapping[str, Any]) -> Path:
 
     Its metadata holds `info`, a JSON object, and a SHA-256 over it and every tensor. Raises SaveError, and TypeError as `save` does.
     """
-    arrays = _to_arrays(tree)
-    text = json.dumps({"format": FORMAT, "info": dict(info)})
+    arrays = {name: _on_host(leaf) for name, leaf in _stored_leaves(tree).items()}
+    text = json.dumps({"format": POLICY_FORMAT, "info": dict(info)})
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -203,14 +246,14 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, An
     if "surefoot" not in metadata:
         raise CheckpointError(f"{path} was not written by surefoot: its metadata has no 'surefoot' entry")
     match _parse_json(metadata["surefoot"], path):
-        case {"format": int(version)} if version != FORMAT:
-            raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {FORMAT}")
+        case {"format": int(version)} if version != POLICY_FORMAT:
+            raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {POLICY_FORMAT}")
         case {"format": int(), "info": dict(info)} if metadata.get("sha256") == _digest(arrays, metadata["surefoot"]):
             return arrays, info
     raise CheckpointError(f"{path} is corrupt: its contents do not match its SHA-256")
 
 
-def restore_tree(arrays: Mapping[str, np.ndarray[Any, Any]], template: PyTree, *, source: str) -> PyTree:
+def restore_tree(arrays: Mapping[str, Any], template: PyTree, *, source: str) -> PyTree:
     """`arrays` in the structure of `template`, bit for bit: JAX arrays where it has JAX arrays (or ShapeDtypeStructs), NumPy where NumPy.
 
     Raises CheckpointError, naming the first differences, unless leaf names, shapes and dtypes are those of the template.
@@ -276,26 +319,109 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_arrays(tree: PyTree) -> dict[str, np.ndarray[Any, Any]]:
-    arrays = {}
-    for name, leaf in _named_leaves(tree).items():
-        # order="C" because safetensors has no strides; ascontiguousarray would make a vector of a scalar.
-        arrays[name] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-        if arrays[name].dtype not in _DTYPE_CODES:
-            raise TypeError(f"leaf {name!r} has dtype {arrays[name].dtype}, which safetensors cannot hold")
-    return arrays
+def _stored_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, keys as their words."""
+    leaves = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _named_leaves(tree).items()}
+    for name, leaf in leaves.items():
+        if leaf.dtype not in _DTYPE_CODES:
+            raise TypeError(f"leaf {name!r} has dtype {leaf.dtype}, which safetensors cannot hold")
+    return leaves
 
 
-def _like(leaf: Any, array: np.ndarray[Any, Any]) -> Any:
+def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
+    # order="C" because safetensors has no strides; ascontiguousarray would make a vector of a scalar.
+    return np.asarray(leaf, order="C")
+
+
+def _is_large(leaf: Any) -> bool:
+    return leaf.nbytes > CHUNK_BYTES and len(leaf) > 1
+
+
+def _chunks(leaves: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """Rows of one array after another, of an array on an accelerator no more at a time than are asked for."""
+    for name, leaf in leaves.items():
+        is_remote = isinstance(leaf, jax.Array) and _is_remote(leaf)
+        rows = np.asarray(leaf) if isinstance(leaf, jax.Array) and not is_remote else leaf  # a view of what the CPU has
+        count = max(1, CHUNK_BYTES // (leaf.nbytes // len(leaf)))
+        for start in range(0, len(leaf), count):
+            length = min(count, len(leaf) - start)
+            yield {name: _on_host(_take_rows(rows, start, length) if is_remote else rows[start : start + length])}
+
+
+def _is_remote(array: jax.Array) -> bool:
+    return any(device.platform != "cpu" for device in array.devices())
+
+
+@partial(jax.jit, static_argnums=2)
+def _take_rows(array: jax.Array, start: Any, length: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(array, start, length)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_rows(array: jax.Array, rows: jax.Array, start: Any) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0)
+
+
+class _Chunked(NamedTuple):
+    """A large array that has not been read yet."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    files: list[Path]
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+        """(the first row, rows) of each file."""
+        start = 0
+        for file in self.files:
+            rows = _read_tensors(file)[0][self.name]
+            yield start, rows
+            start += len(rows)
+
+
+def _find_chunks(files: Sequence[Path]) -> dict[str, _Chunked]:
+    """Large arrays by leaf name, their rows being those of the files, each of which holds some of one array."""
+    found: dict[str, _Chunked] = {}
+    for file in files:
+        with _opened(file) as tensors:
+            parts = [(name, tensors.get_slice(name)) for name in list(tensors.keys())]
+            headers = [(name, part.get_shape(), part.get_dtype()) for name, part in parts]
+        match headers:
+            case [(name, [length, *row], code)] if 0 not in (length, *row):
+                array = found.setdefault(name, _Chunked(name, (0, *row), _DTYPES[code], []))
+                if (array.shape[1:], array.dtype) == (tuple(row), _DTYPES[code]):
+                    found[name] = array._replace(shape=(array.shape[0] + length, *row), files=[*array.files, file])
+                    continue
+        raise CheckpointError(f"{file} is corrupt: not rows of one array like those before it")
+    return found
+
+
+def _whole(array: Any) -> np.ndarray[Any, Any]:
+    if not isinstance(array, _Chunked):
+        return np.asarray(array)
+    whole = np.empty(array.shape, array.dtype)
+    for start, rows in array.parts():
+        whole[start : start + len(rows)] = rows
+    return whole
+
+
+def _like(leaf: Any, array: Any) -> Any:
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(jnp.array(_whole(array)), impl=jax.random.key_impl(leaf))
     if isinstance(leaf, np.generic):
         return array[()]
-    return array if isinstance(leaf, np.ndarray) else jnp.array(array)
+    if isinstance(leaf, np.ndarray):
+        return _whole(array)
+    if not isinstance(array, _Chunked):
+        return jnp.array(array)
+    whole = jnp.zeros(array.shape, array.dtype)
+    for start, rows in array.parts():
+        whole = jax.block_until_ready(_put_rows(whole, rows, start))  # or more and more rows would wait in memory
+    return whole
 
 
 def _encode(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
-    """A safetensors file in pieces, so that a replay buffer is not held in memory a second time. Widest dtype first keeps them aligned."""
+    """A safetensors file in pieces, of which arrays are not copies. Widest dtype first keeps them aligned."""
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -320,6 +446,38 @@ def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], text: str) -> str:
     return digest.hexdigest()
 
 
+def _holds(path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
+    """Whether a regular file consists of these bytes."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            for piece in pieces:
+                for start in range(0, len(piece), _BLOCK_BYTES):
+                    block = piece[start : start + _BLOCK_BYTES]
+                    found = bytearray(len(block))  # which compares like memcmp, as a memoryview does not
+                    if file.readinto(found) != len(block) or found != block:
+                        return False
+            return not file.read(1)
+    except OSError:
+        return False
+
+
+def _link_or_write(path: Path, pieces: Sequence[bytes | memoryview], before: Path, described: dict[str, Any] | None) -> dict[str, Any]:
+    """A new name of the file `before` where that is `described` and holds these bytes, else a new file; give its size and SHA-256.
+
+    Bytes are compared in a quarter of the time that hashing takes, and what was damaged on the disk since is written again.
+    """
+    if described is not None and _holds(before, pieces):
+        with suppress(OSError):  # not every file system has links
+            os.link(before, path, follow_symlinks=False)
+            return described
+    described = _write(path, pieces)
+    if not _holds(path, pieces):
+        raise CheckpointError(f"{path} is corrupt: it does not hold what was written to it")
+    return described
+
+
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and sync a new file; give the size and SHA-256 of what was meant, whatever the disk made of it."""
     size, digest = 0, hashlib.sha256()
@@ -341,16 +499,22 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """(arrays, metadata). The library bounds the header by 100 MB and the file's size, and refuses gaps, overlaps and overflows."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. The library bounds the header by 100 MB and the file's size, and refuses gaps, overlaps and overflows."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            if foreign := {file.get_slice(name).get_dtype() for name in names} - set(_DTYPE_CODES.values()):
+            if foreign := {file.get_slice(name).get_dtype() for name in list(file.keys())} - _DTYPES.keys():
                 raise ValueError(f"it holds tensors of {', '.join(sorted(foreign))}")
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except (OSError, ValueError, safetensors.SafetensorError) as error:  # ValueError: a shape that NumPy refuses
         raise CheckpointError(f"{path} is corrupt or not a safetensors file: {error}") from error
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """(arrays, metadata)."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
 
 
 def _read_json(path: Path) -> Any:

@@ -128,6 +128,8 @@ class Engine:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from what `snapshot` gave."""
+        if hasattr(self.learner, "replay"):  # two of them may not fit into memory
+            self.learner = self.learner._replace(replay=jax.eval_shape(lambda replay: replay, self.learner.replay))
         self.learner = checkpoint.restore("learner", self.learner)
         self.iteration = checkpoint.info["iteration"]
         self.recent.restore(checkpoint.info["episodes"])

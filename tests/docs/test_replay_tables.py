@@ -1,0 +1,72 @@
+"""What the page on replay shows of times and memory is what was recorded, and its tables are computed rightly from the records."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def module(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("page", ["docs/replay.md", "docs/replay.zh-CN.md"])
+@pytest.mark.parametrize("name", ["frames", "replay"])
+def test_the_page_holds_what_was_recorded(name, page, monkeypatch):
+    record = RESULTS / f"{name}.json"
+    shown = (ROOT / page).read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"<!-- {name}:end -->")[0]
+    expected = module(name, monkeypatch).table(json.loads(record.read_text())) if record.exists() else ""
+    assert shown.strip() == expected.strip()
+
+
+MACHINE = {"machine": {"processor": "Abacus", "cores": 2}, "date": "2026-01-31"}
+
+
+def test_medians_ranges_and_ratios_of_draws(monkeypatch):
+    replay = module("replay", monkeypatch)
+    rows = [
+        {
+            "draw": "uniform",
+            "library": library,
+            "batches": batches,
+            "size": size,
+            "repetitions": [{"microseconds": m * factor} for m in (3.0, 10.0, 5.0)],
+            "versions": {library: "1.2", "jax": "3.4", "mujoco": "5"},
+        }
+        for library, batches, factor in (("surefoot", 8, 10.0), ("surefoot", 1, 30.0), ("tianshou", 1, 20.0))
+        for size in (1_000, 2_000)
+    ]
+    rows[-1]["repetitions"][2]["microseconds"] = 150.0
+    assert replay.table({"rows": rows, **MACHINE}).splitlines() == [
+        "| microseconds of a minibatch: median (range) | 1,000 rows | 2,000 rows |",
+        "| --- | ---: | ---: |",
+        "| uniform, surefoot 1.2, 8 in a call | 50 (30-100) | 50 (30-100) |",
+        "| uniform, surefoot 1.2, 1 in a call | 150 (90-300) | 150 (90-300) |",
+        "| uniform, tianshou 1.2 | 100 (60-200), 2.0x | 150 (60-200), 3.0x |",
+        "",
+        "`Abacus, 2 cores; 2026-01-31; jax 3.4`",
+    ]
+
+
+def test_every_library_draws_what_it_can(monkeypatch):
+    replay = module("replay", monkeypatch)
+    rows = [tuple(row.values()) for row in replay.rows_of((1_000, 2_000))]
+    assert len(rows) == len(set(rows)) == 2 * (2 + 1 + 1) + 2 * (2 + 1)
+    assert {draw for draw, library, *_ in rows if library == "stable-baselines3"} == {"uniform"}
+
+
+def test_costs_of_frames_by_size(monkeypatch):
+    frames = module("frames", monkeypatch)
+    names = [name for name in frames.ROWS if name != "bytes"]
+    sizes = [{"size": size, "bytes": 7_074 * size} | dict.fromkeys(names, 1.26 * size) for size in (1_000, 2_000)]
+    lines = frames.table({"sizes": sizes, "jax": "0.10", **MACHINE}).splitlines()
+    assert lines[0] == "| | 1,000 rows | 2,000 rows |"
+    assert lines[2:4] == ["| memory | 0.01 GB | 0.01 GB |", "| inserting 4 steps of 8 environments | 1.26 ms | 2.52 ms |"]
+    assert lines[5] == "| the first checkpoint | 1260.0 s | 2520.0 s |"
+    assert len(lines) == 2 + len(frames.ROWS) + 2
+    assert lines[-1] == "`Abacus, 2 cores; 2026-01-31; jax 0.10`"
