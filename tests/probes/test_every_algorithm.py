@@ -33,7 +33,7 @@ from surefoot.collect import scan_rollout, start_stream
 from surefoot.critics import of_actions
 from surefoot.envs.probes import Probe, ProbeId, expectation
 from surefoot.normalise import normalise
-from surefoot.pathwise import PathwiseSettings
+from surefoot.pathwise import ReplayActorCriticSettings
 from surefoot.types import EnvironmentSpec, Rollout
 
 SHARED = {"gamma": 0.8, "hidden": (16,), "normalise_reward": False}
@@ -105,7 +105,7 @@ def values_of(name: str, state: Any, obs: jax.Array) -> jax.Array:
     if isinstance(config, DQN):
         network = state.acting.network
         return jnp.max(network.expected(jax.vmap(network)(obs)), axis=-1)
-    if isinstance(config, PathwiseSettings):
+    if isinstance(config, ReplayActorCriticSettings):
         action, _ = algorithm_of(name).act(config, state.acting, obs, None, None, None)
         critics = (state.critic,) if isinstance(config, DDPG) else state.critics
         if critics[0].is_discrete:

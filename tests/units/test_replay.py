@@ -25,6 +25,7 @@ from surefoot.replay import (
     insert,
     prioritise,
     replay_bytes,
+    sequences,
     set_priorities,
     start_replay,
     transitions,
@@ -144,6 +145,38 @@ def test_every_transition_is_what_a_list_of_all_rows_says(n_step: int, next_step
     assert int(replay.size) == sum(len(history.available(n)) for n in range(STREAMS))
 
 
+@pytest.mark.parametrize("next_step", [False, True], ids=["same step", "next step"])
+def test_every_sequence_is_the_part_of_that_list_that_begins_with_its_transition(next_step: bool) -> None:
+    """Over the ends of episodes, up to the newest row and never over it into the oldest; with the log-probability of each action."""
+    history, replay, length = History(2, next_step=next_step), start(keeps_log_prob=True), 4
+    put, look = jax.jit(insert), jax.jit(lambda replay, index: sequences(replay, index, length=length))
+    cut = 0
+    for _ in range(20):
+        rollout = history.rollout()
+        replay = put(replay, rollout, -0.5 * rollout.obs["count"])
+        for n in range(STREAMS):
+            numbers = history.available(n)
+            got = look(replay, jnp.asarray([row_of(replay, n, number) for number in numbers]))
+            rows = [*history.rows[n], (False, history.obs[n], 0, 0.0, False, False)]
+            begins = np.flatnonzero([row[0] for row in rows])[numbers]
+            for (k, l), valid in np.ndenumerate(np.asarray(got.valid).T):
+                row = begins[k] + l
+                if row >= len(rows) - 1:
+                    assert not valid
+                    continue
+                acted, obs, action, reward, terminated, truncated = rows[row]
+                is_last = row + 2 == len(rows)
+                cut += is_last and acted
+                assert (bool(valid), int(got.obs["count"][l, k]), int(got.action[l, k])) == (acted, obs, action)
+                assert (bool(got.terminated[l, k]), bool(got.truncated[l, k])) == (terminated, truncated or is_last)
+                np.testing.assert_allclose(got.reward[l, k], reward, rtol=1e-6)
+                assert got.old_log_prob is not None
+                assert float(got.old_log_prob[l, k]) == (-0.5 * obs if acted else 0.0)
+                assert int(got.obs["count"][l + 1, k]) == rows[row + 1][1]
+                np.testing.assert_array_equal(got.action_mask[l + 1, k], observation(rows[row + 1][1])[1])
+    assert cut > 100
+
+
 def filled(prioritised: bool = False) -> tuple[History, Any]:
     history, replay = History(1, next_step=True), start(prioritised=prioritised)
     for _ in range(12):
@@ -255,6 +288,8 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.M
     learner = SimpleNamespace(replay=jax.eval_shape(lambda: start_replay(SPEC, capacity=51_000, num_steps=5)))
     needed = replay_bytes(learner)
     assert needed == 51_000 * (8 + 4 + 4 + 4 + 3 + 7 + 4) + 3 * STREAMS * 4 + 4
+    with_log_prob = jax.eval_shape(lambda: start_replay(SPEC, capacity=51_000, num_steps=5, keeps_log_prob=True))
+    assert replay_bytes(SimpleNamespace(replay=with_log_prob)) == needed + 51_000 * 4
     config = SimpleNamespace(replay_size=51_000)
     check_memory(config, learner)
     monkeypatch.setattr(replay_module, "free_memory", lambda: needed // 2)

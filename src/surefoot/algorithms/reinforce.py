@@ -73,6 +73,10 @@ class REINFORCE(ActorCriticSettings):
         refuse_shared_trunk(self)
         if self.memory != "none":
             raise ValueError("reinforce keeps rows of unfinished episodes without what was remembered there; use a2c or ppo with a memory.")
+        if self.state_discount:
+            raise ValueError(
+                "state_discount weighs the rows of a batch that may cut episodes; reinforce has discounting='objective' for it."
+            )
         if self.credit == "total" and self.discounting == "objective":
             raise ValueError("discounting='objective' weighs steps of the reward-to-go; a total return is discounted from the start.")
         if self.credit == "total" and self.importance == "per_step":
