@@ -68,6 +68,5 @@ def estimate(config: Any, policy: StochasticPolicy, critic: Critic, return_scale
 
 def credit(config: Any, advantage: jax.Array, time: Array, valid: Array, *, normalise_advantage: bool) -> jax.Array:
     """What the policy's loss credits each action with [T, N]: its advantage, standardised or not; with `state_discount` times gamma^t."""
-    if normalise_advantage:
-        advantage = standardise(advantage, valid)
-    return time_discount(time, discount=config.gamma).astype(advantage.dtype) * advantage if config.state_discount else advantage
+    advantage = standardise(advantage, valid) if normalise_advantage else advantage
+    return time_discount(time, discount=config.gamma) * advantage if config.state_discount else advantage

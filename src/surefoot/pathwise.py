@@ -56,10 +56,10 @@ class ReplayActorCriticSettings:
         check_bounds(self, replay_size="[4, inf)", learning_starts="[1, inf)", target_rate="(0, 1]", max_grad_norm="(0, inf]")
         check_bounds(self, actor_learning_rate="(0, inf)", critic_learning_rate="(0, inf)")
 
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Of the networks."""
-        return {"hidden": self.hidden, "activation": self.activation}
+
+def shape_of(config: Any) -> dict[str, Any]:
+    """Of the networks."""
+    return {"hidden": config.hidden, "activation": config.activation}
 
 
 class Features(eqx.Module):
@@ -74,13 +74,13 @@ class Features(eqx.Module):
         seen: dict[str, gymnasium.Space[Any]] = {"obs": spec.observation_space}
         self.torso = None
         if config.network != "mlp":
-            self.torso, width = build_torso(config.network, spec.observation_space, torso_key, **config.shape)
+            self.torso, width = build_torso(config.network, spec.observation_space, torso_key, **shape_of(config))
             seen["obs"] = gymnasium.spaces.Box(-np.inf, np.inf, (width,))
         if with_action:
             among = choices(spec.action_space)
             width = action_size(spec.action_space)
             seen["action"] = gymnasium.spaces.Box(-1.0, 1.0, (width,)) if among is None else gymnasium.spaces.MultiDiscrete(among)
-        self.layers = MLP(gymnasium.spaces.Dict(seen), layers_key, **config.shape)
+        self.layers = MLP(gymnasium.spaces.Dict(seen), layers_key, **shape_of(config))
         self.size = config.hidden[-1] if config.hidden else encoded_size(self.layers.plan)
 
     def __call__(self, obs: Observation, action: jax.Array | None = None) -> jax.Array:

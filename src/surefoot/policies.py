@@ -52,11 +52,6 @@ class ActorCriticSettings:
         object.__setattr__(self, "network", network_name(self.network))
         check_bounds(self, memory_size="[1, inf)")
 
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Of the networks."""
-        return {"hidden": self.hidden, "activation": self.activation}
-
 
 class Actor(eqx.Module):
     """One observation to a distribution over actions in the policy's units."""
@@ -138,7 +133,7 @@ class StochasticPolicy(NamedTuple):
 def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> tuple[StochasticPolicy, Critic]:
     """Networks and normaliser before the first step, as `config` has them."""
     actor_key, critic_key = jax.random.split(key)
-    shape = config.shape | {"memory_size": config.memory_size if config.memory == "gru" else 0}
+    shape = {"hidden": config.hidden, "activation": config.activation, "memory_size": config.memory_size if config.memory == "gru" else 0}
     spaces = spec.observation_space, spec.action_space
     actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **shape)
     critic = Critic(config.network, spec.observation_space, critic_key, **shape)
@@ -151,8 +146,9 @@ def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: ja
 def critic_of_actions(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> Critic | ActionCritic:
     """A critic with a value for each single choice, or one that is given the action; ValueError where that one would need a memory."""
     if isinstance(spec.action_space, gymnasium.spaces.Discrete):
-        shape = config.shape | {"memory_size": config.memory_size if config.memory == "gru" else 0, "num_actions": int(spec.action_space.n)}
-        return Critic(config.network, spec.observation_space, key, **shape)
+        shape = {"hidden": config.hidden, "activation": config.activation, "num_actions": int(spec.action_space.n)}
+        memory_size = config.memory_size if config.memory == "gru" else 0
+        return Critic(config.network, spec.observation_space, key, memory_size=memory_size, **shape)
     if config.memory != "none":
         raise ValueError(
             f"A critic that is given the action, as {spec.action_space} asks for, reads no memory; leave memory at 'none', or use "

@@ -27,7 +27,7 @@ from ..math.reduce import masked_mean, polyak
 from ..math.returns import retrace, vtrace
 from ..math.values import squared_value_loss, td_target
 from ..minibatches import clipped_adam, gradient_step
-from ..pathwise import ActionCritic, ReplayActorCriticSettings, start_optimisers
+from ..pathwise import ActionCritic, ReplayActorCriticSettings, shape_of, start_optimisers
 from ..policies import Actor, Critic, Inputs, StochasticPolicy, act, distributions_of
 from ..replay import Replay, Sequences, draw_uniform, gradient_steps, insert, learn_once_started, sequences, start_replay
 from ..types import EnvironmentSpec, Observation, PyTree, Rollout
@@ -96,8 +96,8 @@ def init(config: OffPolicyActorCritic, spec: EnvironmentSpec, key: jax.Array) ->
     gradient_steps(config, spec.num_envs)
     actor_key, critic_key = jax.random.split(key)
     spaces = spec.observation_space, spec.action_space
-    actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **config.shape)
-    of_states = Critic(config.network, spec.observation_space, critic_key, **config.shape)
+    actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **shape_of(config))
+    of_states = Critic(config.network, spec.observation_space, critic_key, **shape_of(config))
     critic = of_states if config.values_states else ActionCritic(config, spec, critic_key)
     replay = start_replay(spec, capacity=config.replay_size, num_steps=config.num_steps, keeps_log_prob=config.critic_target != "one_step")
     return State(StochasticPolicy(actor, None), critic, critic, start_optimisers(config, actor, critic), replay)

@@ -150,16 +150,11 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
     def step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         return gradient_step(lambda flat: loss(unravel(flat), batch, clip, config), *carry, clipped_adam(config), learning_rate)
 
-    (flat, moments), metrics = descend(
-        step,
-        (flat, state.optimiser),
-        transitions,
-        key,
-        epochs=config.epochs,
-        minibatch_size=config.minibatch_size,
-        length=sequence_length(config),
-        go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
-    )
+    def go_on(metrics: dict[str, jax.Array]) -> jax.Array | bool:
+        return config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl
+
+    how = {"epochs": config.epochs, "minibatch_size": config.minibatch_size, "length": sequence_length(config)}
+    (flat, moments), metrics = descend(step, (flat, state.optimiser), transitions, key, go_on=go_on, **how)
 
     actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)
