@@ -159,21 +159,21 @@ def test_every_sequence_is_the_part_of_that_list_that_begins_with_its_transition
             got = look(replay, jnp.asarray([row_of(replay, n, number) for number in numbers]))
             rows = [*history.rows[n], (False, history.obs[n], 0, 0.0, False, False)]
             begins = np.flatnonzero([row[0] for row in rows])[numbers]
-            for (k, l), valid in np.ndenumerate(np.asarray(got.valid).T):
-                row = begins[k] + l
+            for (k, later), valid in np.ndenumerate(np.asarray(got.valid).T):
+                row = begins[k] + later
                 if row >= len(rows) - 1:
                     assert not valid
                     continue
                 acted, obs, action, reward, terminated, truncated = rows[row]
                 is_last = row + 2 == len(rows)
                 cut += is_last and acted
-                assert (bool(valid), int(got.obs["count"][l, k]), int(got.action[l, k])) == (acted, obs, action)
-                assert (bool(got.terminated[l, k]), bool(got.truncated[l, k])) == (terminated, truncated or is_last)
-                np.testing.assert_allclose(got.reward[l, k], reward, rtol=1e-6)
+                assert (bool(valid), int(got.obs["count"][later, k]), int(got.action[later, k])) == (acted, obs, action)
+                assert (bool(got.terminated[later, k]), bool(got.truncated[later, k])) == (terminated, truncated or is_last)
+                np.testing.assert_allclose(got.reward[later, k], reward, rtol=1e-6)
                 assert got.old_log_prob is not None
-                assert float(got.old_log_prob[l, k]) == (-0.5 * obs if acted else 0.0)
-                assert int(got.obs["count"][l + 1, k]) == rows[row + 1][1]
-                np.testing.assert_array_equal(got.action_mask[l + 1, k], observation(rows[row + 1][1])[1])
+                assert float(got.old_log_prob[later, k]) == (-0.5 * obs if acted else 0.0)
+                assert int(got.obs["count"][later + 1, k]) == rows[row + 1][1]
+                np.testing.assert_array_equal(got.action_mask[later + 1, k], observation(rows[row + 1][1])[1])
     assert cut > 100
 
 
