@@ -161,16 +161,8 @@ def control_variate(
 ) -> tuple[jax.Array, Mean]:
     """(c(s, a) of the actions taken [T, N], its mean under a policy): Q of each choice, or Q to first order at the mean of a normal."""
     if isinstance(old, DiagonalGaussian):
-
-        def near(mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-            value = taken_values(action_critic, inputs.obs, features, mean)
-            return jnp.sum(value), value
-
-        slope, value = jax.grad(near, has_aux=True)(old.mean)
-        return (
-            linear_control_variate(action, old.mean, value, slope),
-            lambda policy: linear_control_variate(policy.mean, old.mean, value, slope),
-        )
+        slope = jax.grad(lambda mean: jnp.sum(taken_values(action_critic, inputs.obs, features, mean)))(old.mean)
+        return linear_control_variate(action, old.mean, slope), lambda policy: linear_control_variate(policy.mean, old.mean, slope)
     values = row_values(action_critic, inputs.obs, features)
     return of_actions(values, action), lambda policy: expected_control_variate(policy.log_probs, values)
 

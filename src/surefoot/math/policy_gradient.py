@@ -31,16 +31,14 @@ def expected_control_variate(log_probs: jax.Array, control_variate: jax.Array) -
     return jnp.sum(p * jnp.where(p > 0, jax.lax.stop_gradient(control_variate), 0), axis=-1)
 
 
-def linear_control_variate(action: jax.Array, mean: jax.Array, value: jax.Array, slope: jax.Array) -> jax.Array:
-    """c(s, a) = Q(s, m) + slope . (a - m) over the last axis, [..., A] -> [...]: Q to first order, with `slope` its gradient at the mean m.
+def linear_control_variate(action: jax.Array, mean: jax.Array, slope: jax.Array) -> jax.Array:
+    """slope . (a - m) over the last axis, [..., A] -> [...]: Q(s, a) - Q(s, m) to first order, `slope` the gradient of Q at the mean m.
 
-    Gu et al. 2017, arXiv:1611.02247, section 3.1. Of any policy whose mean is given for `action` it is E_pi c(s, .), and the gradient of
-    that the analytic correction. No gradient reaches anything else.
+    Gu et al. 2017, arXiv:1611.02247, section 3.1. Of the mean of another policy it is the expectation under that one, whose gradient is
+    the analytic correction. None reaches `mean` and `slope`.
     """
     check_same_shape(action=action, mean=mean, slope=slope)
-    check_same_shape(action=action[..., 0], value=value)
-    mean, value, slope = jax.lax.stop_gradient((mean, value, slope))
-    return value + jnp.sum(slope * (action - mean), axis=-1)
+    return jnp.sum(jax.lax.stop_gradient(slope) * (action - jax.lax.stop_gradient(mean)), axis=-1)
 
 
 def action_dependent_advantage(advantage: jax.Array, control_variate: jax.Array, expected_control_variate: jax.Array) -> jax.Array:
