@@ -95,7 +95,7 @@ def test_the_linear_one_is_q_to_first_order_less_its_value_at_the_mean():
     at_mean = jax.grad(lambda action: jnp.sum(q(action)))(jnp.asarray(mean))
     near = linear_control_variate(mean + 1e-4 * step, mean, at_mean)
     np.testing.assert_allclose(near, q(mean + 1e-4 * step) - q(mean), atol=1e-7)
-    assert np.min(np.abs(near)) > 1e-5
+    assert np.max(np.abs(near)) > 1e-4
     gradients = jax.grad(lambda *arrays: jnp.sum(linear_control_variate(*arrays)), argnums=(0, 1, 2))(mean + step, mean, slope)
     np.testing.assert_allclose(gradients, [slope, np.zeros_like(slope), np.zeros_like(slope)], **TOLERANCE)
 
