@@ -559,7 +559,12 @@ def test_a_range_of_returns_has_a_lower_and_an_upper_end(value_range):
         ("rainbow", {"prioritised": False, "priority_exponent": 0.7}, "priority_exponent", "prioritised=True"),
         ("off-policy-actor-critic", {"sequence_length": 4}, "sequence_length", "critic_target='retrace' or 'vtrace'"),
         ("off-policy-actor-critic", {"trace_decay": 0.5}, "trace_decay", "critic_target='retrace' or 'vtrace'"),
-        ("off-policy-actor-critic", {"critic_target": "vtrace", "action_samples": 4}, "action_samples", "a critic of actions"),
+        (
+            "off-policy-actor-critic",
+            {"critic_target": "vtrace", "action_samples": 4},
+            "action_samples",
+            "critic_target='one_step' or 'retrace'",
+        ),
         ("sac", {"temperature": 0.2, "temperature_learning_rate": 1e-3}, "temperature_learning_rate", "temperature=None"),
     ],
 )
@@ -597,7 +602,7 @@ def test_memories_are_refused_where_rows_would_miss_them():
 
 def test_sequences_of_a_replay_divide_its_minibatches():
     config = ALGORITHMS["off-policy-actor-critic"].config
-    with pytest.raises(ValueError, match="sequence_length=7 does not divide minibatch_size=64; choose a divisor"):
+    with pytest.raises(ValueError, match="sequence_length=7 must divide minibatch_size=64; choose a divisor"):
         config(critic_target="vtrace", sequence_length=7, minibatch_size=64)
     config(minibatch_size=63)  # of which transitions are drawn one by one
 

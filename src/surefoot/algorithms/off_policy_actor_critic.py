@@ -1,11 +1,11 @@
 """Off-policy actor-critic: a critic is fitted to replayed transitions, and the actor climbs it at the states of the replay.
 
 Degris, White & Sutton 2012, arXiv:1205.4839: the gradient is sum_s d(s) sum_a grad pi(a|s) Q(s, a), d being the states that were
-visited. Both sums over actions are of the policy as it is now, whoever acted: Q is fitted to r + gamma sum_a pi(a|s') Q'(s', a)
-(Sutton & Barto 2018, eq. 6.9), and the actor follows sum_a grad pi(a|s) Q(s, a). Of a single choice they are sums (Allen et al.
-2017, arXiv:1709.00503), which have no variance; otherwise means over actions drawn afresh, the baseline of each the mean of the others.
-Targets of more than one step correct for the policy that acted: Retrace (Munos et al. 2016, arXiv:1606.02647, eq. 4), or V-trace
-(Espeholt et al. 2018, arXiv:1802.01561, section 4.2) for a critic of states, which can only judge the actions that were taken.
+visited. Whoever acted, both sums over actions are of the policy as it is now: that, and r + gamma sum_a pi(a|s') Q'(s', a), to which
+Q is fitted (Sutton & Barto 2018, eq. 6.9). Of a single choice they are sums, of no variance (Allen et al. 2017, arXiv:1709.00503);
+otherwise means over actions drawn afresh, the baseline of each being the mean of the others.
+Targets of more steps correct for the policy that acted: Retrace (Munos et al. 2016, arXiv:1606.02647, eq. 4), or V-trace (Espeholt
+et al. 2018, arXiv:1802.01561, section 4.2) for a critic of states, which can only judge the actions that were taken.
 Left out: the weight of states that would make d the policy's own.
 """
 
@@ -26,7 +26,7 @@ from ..math.policy_gradient import expected_control_variate, importance_ratio, s
 from ..math.reduce import masked_mean, polyak
 from ..math.returns import retrace, vtrace
 from ..math.values import squared_value_loss, td_target
-from ..minibatches import clipped_adam, gradient_step
+from ..minibatches import Metrics, clipped_adam, gradient_step
 from ..pathwise import ActionCritic, ReplayActorCriticSettings, shape_of, start_optimisers
 from ..policies import Actor, Critic, Inputs, StochasticPolicy, act, distributions_of
 from ..replay import Replay, Sequences, draw_uniform, gradient_steps, insert, learn_once_started, sequences, start_replay
@@ -59,14 +59,7 @@ class OffPolicyActorCritic(ReplayActorCriticSettings):
         check_bounds(self, sequence_length="[1, inf)", trace_decay="[0, 1]", action_samples="[2, inf)", entropy_coef="[0, inf)")
         refuse_unread(self)
         if self.minibatch_size % self.length:
-            raise ValueError(
-                f"sequence_length={self.sequence_length} does not divide minibatch_size={self.minibatch_size}; choose a divisor."
-            )
-
-    @property
-    def values_states(self) -> bool:
-        """Whether the critic is of states, and not of actions."""
-        return self.critic_target == "vtrace"
+            raise ValueError(f"sequence_length={self.sequence_length} must divide minibatch_size={self.minibatch_size}; choose a divisor.")
 
     @property
     def length(self) -> int:
@@ -78,7 +71,7 @@ class OffPolicyActorCritic(ReplayActorCriticSettings):
         """Settings that nothing reads as the others stand, and what would read them."""
         if self.critic_target == "one_step":
             return dict.fromkeys(("sequence_length", "trace_decay"), "critic_target='retrace' or 'vtrace'")
-        return {"action_samples": "a critic of actions"} if self.values_states else {}
+        return {"action_samples": "critic_target='one_step' or 'retrace'"} if self.critic_target == "vtrace" else {}
 
 
 class State(NamedTuple):
@@ -98,7 +91,7 @@ def init(config: OffPolicyActorCritic, spec: EnvironmentSpec, key: jax.Array) ->
     spaces = spec.observation_space, spec.action_space
     actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **shape_of(config))
     of_states = Critic(config.network, spec.observation_space, critic_key, **shape_of(config))
-    critic = of_states if config.values_states else ActionCritic(config, spec, critic_key)
+    critic = of_states if config.critic_target == "vtrace" else ActionCritic(config, spec, critic_key)
     replay = start_replay(spec, capacity=config.replay_size, num_steps=config.num_steps, keeps_log_prob=config.critic_target != "one_step")
     return State(StochasticPolicy(actor, None), critic, critic, start_optimisers(config, actor, critic), replay)
 
@@ -108,9 +101,7 @@ def at(actor: Actor, obs: Observation, action_mask: Any) -> Distribution:
     return distributions_of(actor, Inputs(obs, action_mask, None, None))
 
 
-def sampled_values(
-    config: OffPolicyActorCritic, critic: ActionCritic, policy: Distribution, obs: Observation, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def sampled_values(config: Any, critic: Any, policy: Distribution, obs: Observation, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(actions drawn afresh [K, L, B, ...], Q of each [K, L, B])"""
     action = jax.vmap(policy.sample)(jax.random.split(key, config.action_samples))
     return action, jax.vmap(taken_values, (None, None, None, 0))(critic, obs, None, action)
@@ -118,7 +109,7 @@ def sampled_values(
 
 def policy_values(config: OffPolicyActorCritic, critic: Any, policy: Distribution, obs: Observation, key: jax.Array) -> jax.Array:
     """V(s) [L, B] by a critic of states; by one of actions the mean of Q(s, a) under the policy, or of actions drawn from it."""
-    if config.values_states:
+    if config.critic_target == "vtrace":
         return row_values(critic, obs, None)
     if isinstance(policy, Categorical):
         return expected_control_variate(policy.log_probs, row_values(critic, obs, None))
@@ -140,17 +131,17 @@ def judge(config: OffPolicyActorCritic, actor: Actor, critic: Any, batch: Sequen
     return vtrace(batch.reward, row_values(critic, obs, None), next_value, *rest, **decay)
 
 
-def critic_loss(config: OffPolicyActorCritic, critic: Any, batch: Sequences, target: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def critic_loss(config: OffPolicyActorCritic, critic: Any, batch: Sequences, target: jax.Array) -> tuple[jax.Array, Metrics]:
     """Half the mean squared error at the rows that count."""
     obs = jax.tree.map(lambda x: x[:-1], batch.obs)
-    value = row_values(critic, obs, None) if config.values_states else taken_values(critic, obs, None, batch.action)
+    value = row_values(critic, obs, None) if config.critic_target == "vtrace" else taken_values(critic, obs, None, batch.action)
     loss = masked_mean(squared_value_loss(value, target), batch.valid)
     return loss, {"critic_loss": loss, "replayed_value": masked_mean(value, batch.valid)}
 
 
 def actor_loss(
     config: OffPolicyActorCritic, actor: Actor, critic: Any, batch: Sequences, advantage: jax.Array | None, key: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Minus what has the gradient sum_a grad pi(a|s) Q(s, a) at the rows that count, and minus the entropy bonus."""
     obs, mask = jax.tree.map(lambda x: x[:-1], (batch.obs, batch.action_mask))
     policy = at(actor, obs, mask)
@@ -168,16 +159,14 @@ def actor_loss(
 
 def foreseen_advantage(config: OffPolicyActorCritic, state: State, rollout: Rollout, old: Distribution, key: jax.Array) -> jax.Array:
     """What the critic says of each row [T, N] before the iteration: Q(s, a) - V(s), or the TD error."""
-    if not config.values_states:
+    if config.critic_target != "vtrace":
         value = policy_values(config, state.critic, old, rollout.obs, key)
         return taken_values(state.critic, rollout.obs, None, rollout.action) - value
     value, next_value = state_values(state.acting, state.critic, rollout, observe(state.acting, rollout)[1])
     return td_target(rollout.reward, next_value, rollout.terminated, discount=config.gamma) - value
 
 
-def update(
-    config: OffPolicyActorCritic, state: State, rollout: Rollout, frozen: None, key: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
+def update(config: OffPolicyActorCritic, state: State, rollout: Rollout, frozen: None, key: jax.Array) -> tuple[State, Metrics]:
     """Store a rollout [T, N], take gradient steps of critic and actor on minibatches from the replay, and audit them on the rollout."""
     draw_key, step_key, audit_key = jax.random.split(key, 3)
     old = at(state.acting.actor, rollout.obs, rollout.action_mask)
@@ -195,7 +184,7 @@ def update(
             lambda critic: critic_loss(config, critic, batch, target), critic, critic_moments, optimiser, config.critic_learning_rate
         )
 
-        def loss(actor: Actor) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss(actor: Actor) -> tuple[jax.Array, Metrics]:
             return actor_loss(config, actor, critic, batch, advantage, own_key)
 
         (actor, actor_moments), of_actor = gradient_step(loss, actor, actor_moments, optimiser, config.actor_learning_rate)
