@@ -1,9 +1,8 @@
 """Off-policy actor-critic: a critic is fitted to replayed transitions, and the actor climbs it at the states of the replay.
 
-Degris, White & Sutton 2012, arXiv:1205.4839: the gradient is sum_s d(s) sum_a grad pi(a|s) Q(s, a), d being the states that were
-visited. Whoever acted, both sums over actions are of the policy as it is now: that, and r + gamma sum_a pi(a|s') Q'(s', a), to which
-Q is fitted (Sutton & Barto 2018, eq. 6.9). Of a single choice they are sums, of no variance (Allen et al. 2017, arXiv:1709.00503);
-otherwise means over actions drawn afresh, the baseline of each being the mean of the others.
+Degris, White & Sutton 2012, arXiv:1205.4839: the gradient is sum_s d(s) sum_a grad pi(a|s) Q(s, a), d being the states visited.
+Whoever acted, both sums over actions are of the policy as it is now: that, and r + gamma sum_a pi(a|s') Q'(s', a), to which Q is fitted
+(Sutton & Barto 2018, eq. 6.9). They are exact for a single choice (Allen et al. 2017, arXiv:1709.00503), else means over fresh draws.
 Targets of more steps correct for the policy that acted: Retrace (Munos et al. 2016, arXiv:1606.02647, eq. 4), or V-trace (Espeholt
 et al. 2018, arXiv:1802.01561, section 4.2) for a critic of states, which can only judge the actions that were taken.
 Left out: the weight of states that would make d the policy's own.
@@ -134,9 +133,10 @@ def judge(config: OffPolicyActorCritic, actor: Actor, critic: Any, batch: Sequen
 def critic_loss(config: OffPolicyActorCritic, critic: Any, batch: Sequences, target: jax.Array) -> tuple[jax.Array, Metrics]:
     """Half the mean squared error at the rows that count."""
     obs = jax.tree.map(lambda x: x[:-1], batch.obs)
-    value = row_values(critic, obs, None) if config.critic_target == "vtrace" else taken_values(critic, obs, None, batch.action)
+    is_of_states = config.critic_target == "vtrace"
+    value = row_values(critic, obs, None) if is_of_states else taken_values(critic, obs, None, batch.action)
     loss = masked_mean(squared_value_loss(value, target), batch.valid)
-    return loss, {"critic_loss": loss, "replayed_value": masked_mean(value, batch.valid)}
+    return loss, {"critic_loss": loss, "state_value" if is_of_states else "action_value": masked_mean(value, batch.valid)}
 
 
 def actor_loss(
