@@ -8,6 +8,7 @@ from .algorithms.actor_critic import ActorCritic
 from .algorithms.cem import CEM
 from .algorithms.ddpg import DDPG
 from .algorithms.dqn import DQN, Rainbow
+from .algorithms.off_policy_actor_critic import OffPolicyActorCritic
 from .algorithms.ppo import PPO
 from .algorithms.ppo_penalty import PPOPenalty
 from .algorithms.q_learning import QLearning
@@ -38,6 +39,7 @@ __all__ = [
     "ActorCritic",
     "CheckpointError",
     "NonFiniteError",
+    "OffPolicyActorCritic",
     "PPOPenalty",
     "QLearning",
     "Rainbow",

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from .math.reduce import masked_mean
 from .math.values import squared_value_loss
 from .minibatches import descend
+from .pathwise import ActionCritic
 from .policies import Critic
 from .types import Observation
 
@@ -45,6 +46,22 @@ def of_actions(values: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
 
 
+def row_values(critic: Any, obs: Observation, features: Any) -> jax.Array:
+    """What a critic says of each row [T, N]: V(s), or Q(s, .) of every single choice [T, N, A]."""
+    values: jax.Array = jax.vmap(jax.vmap(critic))(obs, features)
+    return values
+
+
+def taken_values(critic: Any, obs: Observation, features: Any, action: jax.Array) -> jax.Array:
+    """Q(s, a) [T, N] of the actions taken, by a critic with a value for each choice, or by one that is given the action.
+
+    A number beyond the bounds counts as the bound, which is what the environment gets.
+    """
+    if not isinstance(critic, ActionCritic) or critic.is_discrete:
+        return of_actions(row_values(critic, obs, features), action)
+    return row_values(critic, obs, jnp.clip(action, -1.0, 1.0) if jnp.issubdtype(action.dtype, jnp.floating) else action)
+
+
 def fit_critic(
     config: Any, critic: Critic, optimiser: optax.OptState, targets: ValueTargets, key: jax.Array
 ) -> tuple[Critic, optax.OptState, dict[str, jax.Array]]:
@@ -55,9 +72,11 @@ def fit_critic(
 
     def step(carry: tuple[jax.Array, optax.OptState], batch: ValueTargets) -> tuple[tuple[jax.Array, optax.OptState], dict[str, jax.Array]]:
         def loss(flat: jax.Array) -> jax.Array:
-            value = jax.vmap(jax.vmap(unravel(flat)))(batch.obs, batch.features)
-            if batch.action is not None:
-                value = of_actions(value, batch.action)
+            critic = unravel(flat)
+            if batch.action is None:
+                value = row_values(critic, batch.obs, batch.features)
+            else:
+                value = taken_values(critic, batch.obs, batch.features, batch.action)
             return masked_mean(squared_value_loss(value, batch.value_target), batch.valid)
 
         flat, optimiser = carry

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from .distributions import Distribution
-from .math.returns import gae
+from .math.reduce import standardise
+from .math.returns import gae, time_discount
 from .normalise import ReturnScale, normalise
 from .policies import Critic, Inputs, StochasticPolicy, distributions_of, features_after, features_of, inputs_of
-from .types import Observation, Rollout
+from .types import Array, Observation, Rollout
 
 Evaluate = Callable[[Observation, jax.Array, Any], jax.Array]  # (obs, features, action_mask) of one row
 
@@ -63,3 +64,9 @@ def estimate(config: Any, policy: StochasticPolicy, critic: Critic, return_scale
     flags = rollout.terminated, rollout.truncated
     advantage = gae(rollout.reward / scale, value, next_value, *flags, discount=config.gamma, gae_lambda=config.gae_lambda)
     return Estimates(inputs, features, distributions_of(policy.actor, inputs), value, advantage, advantage + value, scale)
+
+
+def credit(config: Any, advantage: jax.Array, time: Array, valid: Array, *, normalise_advantage: bool) -> jax.Array:
+    """What the policy's loss credits each action with [T, N]: its advantage, standardised or not; with `state_discount` times gamma^t."""
+    advantage = standardise(advantage, valid) if normalise_advantage else advantage
+    return time_discount(time, discount=config.gamma) * advantage if config.state_discount else advantage

@@ -1,4 +1,4 @@
-"""What the methods that send the critic's gradient through the action share: settings, actors, critics of actions."""
+"""What the methods with an actor, a critic and a replay share: settings, networks, minibatches; and acting with a deterministic actor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .config import check_bounds, configuration
 from .minibatches import clipped_adam
 from .networks import MLP, build_torso, network_name, orthogonal_linear
 from .replay import Replay, Transitions, draw_uniform, gradient_steps, transitions
-from .spaces import action_size, encoded_size
+from .spaces import action_size, choices, encoded_size
 from .types import EnvironmentSpec, Observation, PyTree
 
 
 @configuration
-class PathwiseSettings:
-    """The settings that every pathwise method has."""
+class ReplayActorCriticSettings:
+    """The settings that every method with an actor, a critic and a replay has."""
 
     gamma: float = 0.99
     """Discount factor."""
@@ -56,10 +56,10 @@ class PathwiseSettings:
         check_bounds(self, replay_size="[4, inf)", learning_starts="[1, inf)", target_rate="(0, 1]", max_grad_norm="(0, inf]")
         check_bounds(self, actor_learning_rate="(0, inf)", critic_learning_rate="(0, inf)")
 
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Of the networks."""
-        return {"hidden": self.hidden, "activation": self.activation}
+
+def shape_of(config: Any) -> dict[str, Any]:
+    """Of the networks."""
+    return {"hidden": config.hidden, "activation": config.activation}
 
 
 class Features(eqx.Module):
@@ -69,16 +69,18 @@ class Features(eqx.Module):
     layers: MLP
     size: int = eqx.field(static=True)
 
-    def __init__(self, config: PathwiseSettings, spec: EnvironmentSpec, key: jax.Array, *, with_action: bool = False):
+    def __init__(self, config: Any, spec: EnvironmentSpec, key: jax.Array, *, with_action: bool = False):
         torso_key, layers_key = jax.random.split(key)
         seen: dict[str, gymnasium.Space[Any]] = {"obs": spec.observation_space}
         self.torso = None
         if config.network != "mlp":
-            self.torso, width = build_torso(config.network, spec.observation_space, torso_key, **config.shape)
+            self.torso, width = build_torso(config.network, spec.observation_space, torso_key, **shape_of(config))
             seen["obs"] = gymnasium.spaces.Box(-np.inf, np.inf, (width,))
         if with_action:
-            seen["action"] = gymnasium.spaces.Box(-1.0, 1.0, (action_size(spec.action_space),))
-        self.layers = MLP(gymnasium.spaces.Dict(seen), layers_key, **config.shape)
+            among = choices(spec.action_space)
+            width = action_size(spec.action_space)
+            seen["action"] = gymnasium.spaces.Box(-1.0, 1.0, (width,)) if among is None else gymnasium.spaces.MultiDiscrete(among)
+        self.layers = MLP(gymnasium.spaces.Dict(seen), layers_key, **shape_of(config))
         self.size = config.hidden[-1] if config.hidden else encoded_size(self.layers.plan)
 
     def __call__(self, obs: Observation, action: jax.Array | None = None) -> jax.Array:
@@ -87,13 +89,13 @@ class Features(eqx.Module):
 
 
 class ActionCritic(eqx.Module):
-    """Q(s, a) of one observation and one action in [-1, 1]^A; of a Discrete action space Q(s, .) of all actions."""
+    """Q(s, a) of one observation and one action: numbers in [-1, 1]^A, or choices. Of a Discrete action space Q(s, .) of all actions."""
 
     features: Features
     head: eqx.nn.Linear
     is_discrete: bool = eqx.field(static=True)
 
-    def __init__(self, config: PathwiseSettings, spec: EnvironmentSpec, key: jax.Array):
+    def __init__(self, config: Any, spec: EnvironmentSpec, key: jax.Array):
         features_key, head_key = jax.random.split(key)
         self.is_discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
         self.features = Features(config, spec, features_key, with_action=not self.is_discrete)
@@ -110,7 +112,7 @@ class DeterministicActor(eqx.Module):
     features: Features
     head: eqx.nn.Linear
 
-    def __init__(self, config: PathwiseSettings, spec: EnvironmentSpec, key: jax.Array):
+    def __init__(self, config: ReplayActorCriticSettings, spec: EnvironmentSpec, key: jax.Array):
         if not isinstance(spec.action_space, gymnasium.spaces.Box):
             raise ValueError(
                 f"The gradient of {type(config).__name__} goes through the action, which needs a Box action space, and this is "
@@ -146,7 +148,7 @@ def start_optimisers(config: Any, actor: PyTree, critic: PyTree) -> tuple[optax.
     return clipped_adam(config).init(actor), clipped_adam(config).init(critic)
 
 
-def draw_batches(config: PathwiseSettings, replay: Replay, key: jax.Array, num_envs: int) -> tuple[Transitions, jax.Array]:
+def draw_batches(config: ReplayActorCriticSettings, replay: Replay, key: jax.Array, num_envs: int) -> tuple[Transitions, jax.Array]:
     """(one minibatch for each gradient step of an iteration [K, B, ...], a key for each)."""
     draw_key, step_key = jax.random.split(key)
     steps = gradient_steps(config, num_envs)

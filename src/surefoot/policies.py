@@ -18,6 +18,7 @@ from .config import check_bounds, configuration
 from .distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from .networks import build_torso, network_name, orthogonal_linear
 from .normalise import Normaliser, normalise, observation_normaliser
+from .pathwise import ActionCritic
 from .spaces import action_size, choices
 from .types import Array, EnvironmentSpec, Observation, PyTree, Rollout
 
@@ -30,6 +31,8 @@ class ActorCriticSettings:
     """Subtract the running mean of observations and divide by their running standard deviation."""
     normalise_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
+    state_discount: bool = False
+    """Weigh step t of an episode by gamma^t, as the gradient of the discounted return has it; leaving it out is customary."""
     network: str = "mlp"
     """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = (64, 64)
@@ -130,8 +133,7 @@ class StochasticPolicy(NamedTuple):
 def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> tuple[StochasticPolicy, Critic]:
     """Networks and normaliser before the first step, as `config` has them."""
     actor_key, critic_key = jax.random.split(key)
-    shape = {"hidden": config.hidden, "activation": config.activation}
-    shape["memory_size"] = config.memory_size if config.memory == "gru" else 0
+    shape = {"hidden": config.hidden, "activation": config.activation, "memory_size": config.memory_size if config.memory == "gru" else 0}
     spaces = spec.observation_space, spec.action_space
     actor = Actor(config.network, *spaces, actor_key, initial_log_std=config.initial_log_std, **shape)
     critic = Critic(config.network, spec.observation_space, critic_key, **shape)
@@ -141,15 +143,18 @@ def actor_and_critic(config: ActorCriticSettings, spec: EnvironmentSpec, key: ja
     return StochasticPolicy(actor, observation_normaliser(spec.observation_space) if config.normalise_observation else None), critic
 
 
-def critic_of_actions(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> Critic:
-    """A critic with a value for each action; ValueError where they are not a single choice."""
-    if not isinstance(spec.action_space, gymnasium.spaces.Discrete):
+def critic_of_actions(config: ActorCriticSettings, spec: EnvironmentSpec, key: jax.Array) -> Critic | ActionCritic:
+    """A critic with a value for each single choice, or one that is given the action; ValueError where that one would need a memory."""
+    if isinstance(spec.action_space, gymnasium.spaces.Discrete):
+        shape = {"hidden": config.hidden, "activation": config.activation, "num_actions": int(spec.action_space.n)}
+        memory_size = config.memory_size if config.memory == "gru" else 0
+        return Critic(config.network, spec.observation_space, key, memory_size=memory_size, **shape)
+    if config.memory != "none":
         raise ValueError(
-            f"A critic of actions gives each of them a value, which needs a Discrete action space, and this is {spec.action_space}; "
-            "use critic='value'."
+            f"A critic that is given the action, as {spec.action_space} asks for, reads no memory; leave memory at 'none', or use "
+            "critic='value'."
         )
-    shape = {"hidden": config.hidden, "activation": config.activation, "num_actions": int(spec.action_space.n)}
-    return Critic(config.network, spec.observation_space, key, memory_size=config.memory_size if config.memory == "gru" else 0, **shape)
+    return ActionCritic(config, spec, key)
 
 
 class Inputs(NamedTuple):

@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     acted: jax.Array  # bool; false where the row only holds an observation
     action_mask: jax.Array | None = None  # [C, A] bool
     older: jax.Array | None = None  # [C, K - 1] bool, which frames of its stack are of its episode; None where K is 1
+    old_log_prob: jax.Array | None = None  # float32, of the policy that acted; None where nobody asks for it
 
 
 class Replay(NamedTuple):
@@ -67,7 +68,22 @@ class Transitions(NamedTuple):
     next_action_mask: jax.Array | None = None
 
 
-def start_replay(spec: EnvironmentSpec, *, capacity: int, num_steps: int, prioritised: bool = False) -> Replay:
+class Sequences(NamedTuple):
+    """Rows one after another, [L, B, ...] as a rollout has them; behind each that counts stands its true successor."""
+
+    obs: Observation  # [L + 1, B, ...]
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array  # also where the replay ends
+    valid: jax.Array  # false where a row holds an observation alone, and from where the replay ends
+    action_mask: jax.Array | None = None  # [L + 1, B, A]
+    old_log_prob: jax.Array | None = None
+
+
+def start_replay(
+    spec: EnvironmentSpec, *, capacity: int, num_steps: int, prioritised: bool = False, keeps_log_prob: bool = False
+) -> Replay:
     """Room for `capacity` rows, shared equally by the streams; ValueError where rollouts of `num_steps` do not fit."""
     ring, stack = capacity // spec.num_envs, spec.frame_stack
     if ring < (least := 2 * num_steps + 1 + stack):
@@ -88,6 +104,7 @@ def start_replay(spec: EnvironmentSpec, *, capacity: int, num_steps: int, priori
         acted=jnp.zeros(size, bool),
         action_mask=jnp.ones((size, sum(choices(spec.action_space) or ())), bool) if spec.has_action_mask else None,
         older=jnp.zeros((size, stack - 1), bool) if stack > 1 else None,
+        old_log_prob=jnp.zeros(size) if keeps_log_prob else None,
     )
     nothing = jnp.zeros(spec.num_envs, jnp.int32)
     sums = empty_sums(size) if prioritised else ()
@@ -99,8 +116,12 @@ def is_older(time: Array, num_older: int) -> Array:
     return time[..., None] >= np.arange(num_older, 0, -1)
 
 
-def insert(replay: Replay, rollout: Rollout) -> Replay:
-    """Append the valid rows of a rollout [T, N], the last observation of each episode, and what will be acted on next."""
+def insert(replay: Replay, rollout: Rollout, old_log_prob: jax.Array | None = None) -> Replay:
+    """Append the valid rows of a rollout [T, N], the last observation of each episode, and what will be acted on next.
+
+    A replay that keeps log-probabilities is given those of the actions, [T, N].
+    """
+    assert (old_log_prob is None) == (replay.rows.old_log_prob is None)
     num_streams, size = len(replay.cursor), len(replay.order)
     ring = size // num_streams
     begin = ring * jnp.arange(num_streams)
@@ -142,6 +163,7 @@ def insert(replay: Replay, rollout: Rollout) -> Replay:
         acted=put(rows.acted, rollout.valid, no, no[0]),
         action_mask=None if rows.action_mask is None else put(rows.action_mask, *masks),
         older=older,
+        old_log_prob=None if old_log_prob is None else put(rows.old_log_prob, old_log_prob, zero, zero[0]),
     )
     transition = replay.written + jnp.cumsum(rollout.valid, axis=0) - rollout.valid  # [T, N], the number of each in its stream
     slot = jnp.where(rollout.valid, begin + transition % ring, NOWHERE)
@@ -263,6 +285,26 @@ def observations(rows: Rows, index: jax.Array, ring: int) -> Observation:
     back = np.arange(older.shape[-1], 0, -1)
     place = jnp.where(older, begin[..., None] + ((index - begin)[..., None] - back) % ring, NOWHERE)
     return rows.obs.at[jnp.concatenate([place, index[..., None]], axis=-1)].get(mode="fill", fill_value=0)
+
+
+def sequences(replay: Replay, index: jax.Array, *, length: int) -> Sequences:
+    """The `length` rows of its stream from each of the rows `index` [B] on, over the ends of episodes, up to where the replay ends."""
+    rows = replay.rows
+    ring = len(replay.order) // len(replay.cursor)
+    stream = index // ring
+    place = ring * stream + (index % ring + jnp.arange(length + 1)[:, None]) % ring
+    is_end = place == ring * stream + replay.cursor[stream] % ring  # what will be acted on next: the rows from there on are the oldest
+    row = place[:-1]
+    return Sequences(
+        obs=observations(rows, place, ring),
+        action=rows.action[row],
+        reward=rows.reward[row],
+        terminated=rows.terminated[row],
+        truncated=rows.truncated[row] | is_end[1:],
+        valid=rows.acted[row] & (jnp.cumsum(is_end, axis=0) == 0)[:-1],
+        action_mask=None if rows.action_mask is None else rows.action_mask[place],
+        old_log_prob=None if rows.old_log_prob is None else rows.old_log_prob[row],
+    )
 
 
 def empty_sums(size: int) -> tuple[jax.Array, ...]:

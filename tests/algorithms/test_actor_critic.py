@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from batches import PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, part, table_spec, values_of, with_reset_rows
+from batches import FLOATS, PER_ROW, Table, ValueTable, batches_of, experience, oracle_rollout, part, table_spec, values_of, with_reset_rows
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from jax.flatten_util import ravel_pytree
 from oracle import TOLERANCE
@@ -16,9 +16,10 @@ from oracle import TOLERANCE
 from surefoot.algorithms import actor_critic
 from surefoot.algorithms.actor_critic import ActorCritic, judge
 from surefoot.audit import step_audit
-from surefoot.critics import critic_optimiser
+from surefoot.critics import critic_optimiser, taken_values
 from surefoot.distributions import Categorical
 from surefoot.estimates import observe
+from surefoot.pathwise import ActionCritic
 from surefoot.policies import StochasticPolicy
 from surefoot.types import EnvironmentSpec
 
@@ -117,6 +118,117 @@ def test_critics_fitted_to_the_batch_that_they_judge_are_biased_by_it(critic):
     assert np.max(np.abs(mean - gradient)) > 0.01
     mean, gradient = mean_update(Plain(**settings, critic_learning_rate=1e-14))
     np.testing.assert_allclose(mean, gradient, **TOLERANCE)
+
+
+# Control variates that depend on the action
+
+
+DISCOUNTED = oracle.random_mdp(0)
+Varied = partial(Plain, critic="both", control_variate=True, fit_first=False, gamma=DISCOUNTED.discount, state_discount=True, num_steps=3)
+
+
+@partial(jax.jit, static_argnums=0)
+def varied(config, theta, noise):
+    """(mean [D], variance) of the ascent of whole episodes with exact V and `noise` more than the exact Q; None is without Q."""
+    value, action_value = oracle.values(DISCOUNTED, theta)
+    spec = table_spec(value.size, 2, 1)
+    table = jnp.zeros((value.size, 2)) if noise is None else jnp.concatenate([action_value.reshape(-1, 2), jnp.zeros((3, 2))]) + noise
+    state = first_state(config, theta, value.ravel(), table, spec)
+    every = oracle_rollout(DISCOUNTED, BATCH)
+
+    def ascent(rows):
+        batch = every._replace(**jax.tree.map(lambda x: x[:, None], rows), last_obs=rows["final_obs"][-1:])
+        after, _ = actor_critic.update(config, state, batch, None, jax.random.key(0))
+        return -10.0 * jnp.sum(batch.valid) * after.optimiser.mu
+
+    estimates = jax.vmap(ascent, in_axes=1)({name: jnp.asarray(getattr(every, name)) for name in PER_ROW})
+    return oracle.moments(oracle.probability(theta, BATCH), estimates)
+
+
+# How much variance is left by a Q with so much noise, from the least to the most of five policies: the table of docs/algorithms.
+LEFT = {
+    "td": {0.0: (0.65, 0.85), 0.3: (0.70, 0.88), 5.0: (7.0, 16.0)},
+    "monte_carlo": {0.0: (0.68, 0.88), 0.3: (0.72, 0.90), 5.0: (6.0, 15.0)},
+}
+
+
+@pytest.mark.parametrize("target", LEFT)
+def test_a_control_variate_takes_variance_and_leaves_the_gradient_right_whatever_it_says(target):
+    """The nearer to Q the less is left, and what is far from it is worse than nothing."""
+    noise, left = np.random.default_rng(4).normal(size=(12, 2)), {size: [] for size in LEFT[target]}
+    for seed in (1, 2, 3, 4, 5):
+        theta = oracle.random_logits(DISCOUNTED, seed)
+        mean, without = varied(Varied(target=target), theta, None)
+        for size in (None, *left):
+            mean, variance = varied(Varied(target=target), theta, None if size is None else size * noise)
+            np.testing.assert_allclose(mean, oracle.objective_gradient(DISCOUNTED, theta), **TOLERANCE)
+            if size is not None:
+                left[size].append(float(variance / without))
+    for size, (least, most) in LEFT[target].items():
+        tolerance = 0.5 if size == 5.0 else 0.006
+        np.testing.assert_allclose((min(left[size]), max(left[size])), (least, most), atol=tolerance)
+
+
+ARM = EnvironmentSpec("arm", FLOATS, Box(-1.0, 1.0, (2,), np.float64), 1)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # exact for polynomials of a normal variable up to degree 13
+
+
+def earned(action):
+    return 0.2 * action[..., 0] ** 2 - 0.1 * action[..., 0] * action[..., 1] - 0.5 * action[..., 0] + 0.7 * action[..., 1]
+
+
+class Knowing(ActionCritic):
+    """A critic that has nothing to learn."""
+
+    def __call__(self, obs, action=None):
+        return earned(action)
+
+
+def of_normal_actions(config, action_critic):
+    """(mean [D] of the ascent over all actions of a normal policy, its variance, the gradient of what it earns), by quadrature."""
+    state = actor_critic.init(config, ARM, jax.random.key(0))
+    flat, unravel = ravel_pytree(state.acting.actor)
+    actor = unravel(flat + 0.3 * jax.random.normal(jax.random.key(1), flat.shape))
+    state = state._replace(acting=StochasticPolicy(actor, None), action_critic=action_critic(state.action_critic))
+    obs, place = jnp.asarray([[[0.3, -0.8, 0.5]]]), np.stack(np.meshgrid(NODES, NODES), axis=-1).reshape(-1, 2)
+    prob = np.outer(WEIGHTS, WEIGHTS).ravel() / (2 * np.pi)
+
+    def actions(actor):
+        policy = actor.choose(actor.torso(obs[0, 0]), None)
+        return policy.mean + jnp.exp(policy.log_std) * place
+
+    one = part(experience(ARM, (1,)), 0, 1)._replace(obs=obs, terminated=np.ones((1, 1), bool), truncated=np.zeros((1, 1), bool))
+
+    def ascent(action):
+        rollout = jax.tree.map(jnp.asarray, one._replace(action=action[None, None], reward=earned(action)[None, None]))
+        after, _ = actor_critic.update(config, state, rollout, None, jax.random.key(0))
+        return -10.0 * after.optimiser.mu
+
+    mean, variance = oracle.moments(prob, jax.jit(jax.vmap(ascent))(actions(actor)))
+    gradient = jax.grad(lambda flat: prob @ earned(actions(unravel(flat))))(ravel_pytree(actor)[0])
+    return mean, variance, gradient
+
+
+def test_of_continuous_actions_it_is_q_to_first_order_at_the_mean():
+    """Exact again for any Q, if it is no polynomial either; and of less variance where it resembles what is earned."""
+    config = Plain(critic="both", control_variate=True, fit_first=False, num_steps=1, hidden=(4,))
+
+    def unlike(critic):
+        flat, unravel = ravel_pytree(critic)
+        return unravel(3.0 * jax.random.normal(jax.random.key(2), flat.shape))
+
+    def nothing(critic):
+        return jax.tree.map(jnp.zeros_like, critic)
+
+    def alike(critic):
+        return Knowing(config, ARM, jax.random.key(3))
+
+    variances = {}
+    for action_critic in (unlike, nothing, alike):
+        mean, variances[action_critic], gradient = of_normal_actions(config, action_critic)
+        np.testing.assert_allclose(mean, gradient, **TOLERANCE)
+    assert np.max(np.abs(gradient)) > 0.1
+    assert variances[alike] < 0.75 * variances[nothing] < 0.75 * variances[unlike]
 
 
 # Whole updates in loops, on batches of 8 rows of 2 environments
@@ -337,13 +449,47 @@ def test_networks_learn_from_one_step_of_one_environment(critic, memory):
         assert state.action_critic(jnp.ones(3), jnp.ones(3)).shape == (3,)
 
 
-@pytest.mark.parametrize("critic", ["action_value", "both"])
-@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2,)), MultiDiscrete([2, 3])])
-def test_critics_of_actions_want_actions_that_can_be_counted(space, critic):
-    spec = EnvironmentSpec("floats", Box(-np.inf, np.inf, (3,), np.float32), space, 1)
-    with pytest.raises(ValueError, match=r"^A critic of actions .* needs a Discrete action space, and this is .*; use critic='value'"):
-        actor_critic.init(ActorCritic(critic=critic), spec, jax.random.key(0))
-    actor_critic.init(ActorCritic(critic="value"), spec, jax.random.key(0))
+def init_with(space, **settings):
+    return actor_critic.init(ActorCritic(**settings), EnvironmentSpec("floats", FLOATS, space, 1), jax.random.key(0))
+
+
+@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2,)), MultiDiscrete([2, 3])], ids=["numbers", "choices"])
+def test_where_a_mean_over_actions_is_needed_they_must_have_one(space):
+    with pytest.raises(
+        ValueError, match=r"a sum over all actions, which needs a Discrete action space, and this is .*; use critic='both' or"
+    ):
+        init_with(space, critic="action_value")
+    with pytest.raises(ValueError, match=r"A critic that is given the action, as .* asks for, reads no memory; leave memory at 'none'"):
+        init_with(space, critic="both", memory="gru")
+    settings = {"critic": "both", "control_variate": True, "fit_first": False}
+    if isinstance(space, Box):
+        init_with(space, **settings)
+    else:
+        with pytest.raises(ValueError, match=r"control_variate=True needs the mean of Q.* and neither for MultiDiscrete\(\[2 3\]\)"):
+            init_with(space, **settings)
+    for critic in ("value", "both"):
+        init_with(space, critic=critic)
+
+
+@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2,)), MultiDiscrete([2, 3])], ids=["numbers", "choices"])
+def test_a_critic_is_given_the_action_where_it_is_no_single_choice(space):
+    """What is beyond the bounds is not told from the bound."""
+    critic = init_with(space, critic="both", hidden=(4,)).action_critic
+    obs, rng = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 3))), np.random.default_rng(1)
+    if isinstance(space, Box):
+        action = jnp.asarray(3.0 * rng.normal(size=(3, 2, 2)))
+        value = taken_values(critic, obs, None, action)
+        np.testing.assert_array_equal(value, taken_values(critic, obs, None, jnp.clip(action, -1.0, 1.0)))
+        assert np.max(np.abs(action)) > 1
+        seen = np.clip(action, -1.0, 1.0)
+    else:
+        action = jnp.asarray(rng.integers([2, 3], size=(3, 2, 2)))
+        value = taken_values(critic, obs, None, action)
+        seen = np.concatenate([np.eye(n)[np.asarray(action)[..., i]] for i, n in enumerate((2, 3))], axis=-1)
+    layer, head = critic.features.layers.layers[0], critic.head
+    # Dictionaries are in the order of their names: the action, then the observation.
+    hidden = np.tanh(np.concatenate([seen, obs], axis=-1) @ np.asarray(layer.weight).T + np.asarray(layer.bias))
+    np.testing.assert_allclose(value, (hidden @ np.asarray(head.weight).T + np.asarray(head.bias))[..., 0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,14 @@ def test_gradient_at_the_old_policy_is_the_policy_gradient():
     np.testing.assert_allclose(oracle.probability(theta, BATCH) @ estimates, oracle.objective_gradient(MDP, theta), **TOLERANCE)
 
 
-def test_an_update_follows_the_policy_gradient():
+@pytest.mark.parametrize(("mdp", "settings"), [(UNDISCOUNTED, {}), (MDP, {"state_discount": True})], ids=["undiscounted", "discounted"])
+def test_an_update_follows_the_policy_gradient(mdp, settings):
     """With exact values, every generalised advantage estimate is unbiased; rows after an episode's end do not count."""
     theta = oracle.random_logits(MDP, 1)
-    value = oracle.values(UNDISCOUNTED, theta)[0]
-    config = Plain(gamma=1.0, gae_lambda=0.7, epochs=1, num_steps=3, minibatch_size=3, learning_rate=FROZEN)
+    value = oracle.values(mdp, theta)[0]
+    config = Plain(gamma=mdp.discount, gae_lambda=0.7, epochs=1, num_steps=3, minibatch_size=3, learning_rate=FROZEN, **settings)
     state = first_state(config, theta, value.ravel(), table_spec(value.size, 2, 1))
-    every = oracle_rollout(UNDISCOUNTED, BATCH)
+    every = oracle_rollout(mdp, BATCH)
 
     def ascent(rows):
         rollout = every._replace(**jax.tree.map(lambda x: x[:, None], rows), last_obs=rows["final_obs"][-1:])
@@ -74,7 +75,7 @@ def test_an_update_follows_the_policy_gradient():
 
     estimates = oracle.compiled(jax.vmap(ascent, in_axes=1), {name: jnp.asarray(getattr(every, name)) for name in PER_ROW})
     mean = oracle.probability(theta, BATCH) @ estimates
-    np.testing.assert_allclose(mean, oracle.objective_gradient(UNDISCOUNTED, theta), **TOLERANCE)
+    np.testing.assert_allclose(mean, oracle.objective_gradient(mdp, theta), **TOLERANCE)
 
 
 # The loss against a loop over rows

@@ -395,6 +395,7 @@ def test_rewards_are_divided_by_the_scale_of_returns():
     [
         ({"credit": "total", "discounting": "objective"}, "a total return is discounted from the start"),
         ({"credit": "total", "importance": "per_step"}, "credit='reward_to_go'"),
+        ({"state_discount": True}, "reinforce has discounting='objective' for it"),
         ({"self_normalised": True}, "set importance to 'trajectory' or 'per_step'"),
         ({"max_weight": 2.0}, "set importance to 'trajectory' or 'per_step'"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),

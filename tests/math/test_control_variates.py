@@ -9,7 +9,7 @@ import oracle
 import pytest
 from oracle import TOLERANCE, compiled
 
-from surefoot.math.policy_gradient import action_dependent_advantage, expected_control_variate, score_function_loss
+from surefoot.math.policy_gradient import action_dependent_advantage, expected_control_variate, linear_control_variate, score_function_loss
 from surefoot.math.returns import reward_to_go, time_discount
 
 pytestmark = pytest.mark.x64
@@ -82,6 +82,22 @@ def test_the_correction_is_the_sum_over_actions_and_passes_masked_ones():
     np.testing.assert_allclose(expected, -0.25, **TOLERANCE)
     np.testing.assert_allclose(gradient, [0.5, -0.75, 0.0], **TOLERANCE)
     np.testing.assert_array_equal(to_control_variate, 0.0)
+
+
+def test_the_linear_one_is_q_to_first_order_less_its_value_at_the_mean():
+    """Its gradient is the slope, in the action alone."""
+    rng = np.random.default_rng(0)
+    mean, slope, step = rng.normal(size=(3, 5, 2))
+
+    def q(action):
+        return jnp.sum(jnp.sin(action) * slope, axis=-1)
+
+    at_mean = jax.grad(lambda action: jnp.sum(q(action)))(jnp.asarray(mean))
+    near = linear_control_variate(mean + 1e-4 * step, mean, at_mean)
+    np.testing.assert_allclose(near, q(mean + 1e-4 * step) - q(mean), atol=1e-7)
+    assert np.max(np.abs(near)) > 1e-4
+    gradients = jax.grad(lambda *arrays: jnp.sum(linear_control_variate(*arrays)), argnums=(0, 1, 2))(mean + step, mean, slope)
+    np.testing.assert_allclose(gradients, [slope, np.zeros_like(slope), np.zeros_like(slope)], **TOLERANCE)
 
 
 def test_no_gradient_passes_through_what_is_left_of_the_advantage():

@@ -45,6 +45,7 @@ FUNCTIONS = {
     "policy_gradient.expected_control_variate": (("log_probs", "control_variate"), {}),
     "policy_gradient.importance_ratio": (("log_prob", "old_log_prob"), {}),
     "policy_gradient.kl_penalised_surrogate_loss": (("ratio", "advantage", "kl"), {"penalty_coef": 1.0}),
+    "policy_gradient.linear_control_variate": (("action", "mean", "slope"), {}),
     "policy_gradient.score_function_loss": (("log_prob", "advantage"), {}),
     "policy_gradient.self_normalise": (("weight", "mask"), {}),
     "policy_gradient.step_importance_weight": (WEIGHT, {}),

@@ -21,6 +21,7 @@ from surefoot.algorithms.actor_critic import ActorCritic
 from surefoot.algorithms.cem import CEM
 from surefoot.algorithms.ddpg import DDPG
 from surefoot.algorithms.dqn import DQN, Rainbow
+from surefoot.algorithms.off_policy_actor_critic import OffPolicyActorCritic
 from surefoot.algorithms.ppo import PPO
 from surefoot.algorithms.ppo_penalty import PPOPenalty
 from surefoot.algorithms.reinforce import REINFORCE
@@ -33,12 +34,13 @@ from surefoot.collect import scan_rollout, start_stream
 from surefoot.critics import of_actions
 from surefoot.envs.probes import Probe, ProbeId, expectation
 from surefoot.normalise import normalise
-from surefoot.pathwise import PathwiseSettings
+from surefoot.pathwise import ReplayActorCriticSettings
 from surefoot.types import EnvironmentSpec, Rollout
 
 SHARED = {"gamma": 0.8, "hidden": (16,), "normalise_reward": False}
 COMMON = SHARED | {"num_steps": 16, "minibatch_size": 64}
 ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False}
+VARIED = {"critic": "both", "control_variate": True, "fit_first": False, "critic_epochs": 8, "critic_learning_rate": 1e-2}
 CRITIC = {"critic_epochs": 8, "critic_learning_rate": 1e-2}
 REPLAY = {
     **{"gamma": 0.8, "hidden": (16,), "num_steps": 4, "update_to_data": 1 / 8},
@@ -46,12 +48,15 @@ REPLAY = {
 }
 VALUES = REPLAY | {"target_interval": 20, "learning_rate": 1e-2}
 PATHWISE = REPLAY | {"target_rate": 0.05, "actor_learning_rate": 3e-3, "critic_learning_rate": 1e-2}
+OFF_POLICY = PATHWISE | {"critic_learning_rate": 6e-3, "target_rate": 0.1}
+SEQUENCES = OFF_POLICY | {"sequence_length": 4}
 SETTINGS: dict[str, Any] = {  # and iterations
     "reinforce": (REINFORCE(**COMMON, **CRITIC, window=8, learning_rate=2e-2), 60),
     "vpg-adaptive": (VPGAdaptive(**COMMON, **CRITIC, target_kl=0.01, learning_rate=2e-2), 60),
     "actor-critic": (ActorCritic(**SHARED, **CRITIC, learning_rate=2e-2), 150),
     "actor-critic, online": (ActorCritic(**SHARED, **ONLINE, learning_rate=1e-2, critic_learning_rate=1e-2), 1000),
-    "actor-critic, both": (ActorCritic(**SHARED, **CRITIC, critic="both", learning_rate=2e-2), 60),
+    "actor-critic, both": (ActorCritic(**SHARED, **CRITIC, critic="both", learning_rate=2e-2, initial_log_std=-1.0), 100),
+    "actor-critic, control variate": (ActorCritic(**SHARED, **VARIED, learning_rate=2e-2, initial_log_std=-1.0), 150),
     "actor-critic, action_value": (ActorCritic(**SHARED, **CRITIC, critic="action_value", learning_rate=2e-2), 60),
     "a2c": (A2C(**SHARED, learning_rate=2e-2), 1000),
     "a2c-trust-region": (A2CTrustRegion(**SHARED, learning_rate=2e-2), 1000),
@@ -60,6 +65,9 @@ SETTINGS: dict[str, Any] = {  # and iterations
     "ppo-penalty": (PPOPenalty(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "ppo": (PPO(**COMMON, epochs=4, learning_rate=1e-2), 40),
     "cem": (CEM(num_steps=16, gamma=0.8), 60),
+    "off-policy-actor-critic": (OffPolicyActorCritic(**OFF_POLICY), 300),
+    "off-policy-actor-critic, retrace": (OffPolicyActorCritic(**SEQUENCES, critic_target="retrace"), 300),
+    "off-policy-actor-critic, vtrace": (OffPolicyActorCritic(**SEQUENCES, critic_target="vtrace", initial_log_std=-1.0), 300),
     "dqn": (DQN(**VALUES), 150),
     "dqn, quantile": (DQN(**VALUES, distribution="quantile", num_atoms=11), 150),
     "rainbow": (Rainbow(**VALUES, value_range=(-2.0, 6.0)), 150),
@@ -99,15 +107,20 @@ def learn_in(algorithm: Algorithm, config: Any, iterations: int, environment: An
     return jax.lax.scan(iteration, (state, stream), jnp.arange(iterations))[0][0]
 
 
+def critics_of(state: Any) -> tuple[Any, ...]:
+    """Of a learner with a replay: one, or two."""
+    return (state.critic,) if hasattr(state, "critic") else state.critics
+
+
 def values_of(name: str, state: Any, obs: jax.Array) -> jax.Array:
     """Of observations [S, ...]; a critic of actions alone has that of the most likely one."""
     config = SETTINGS[name][0]
     if isinstance(config, DQN):
         network = state.acting.network
         return jnp.max(network.expected(jax.vmap(network)(obs)), axis=-1)
-    if isinstance(config, PathwiseSettings):
+    if isinstance(config, ReplayActorCriticSettings) and getattr(config, "critic_target", None) != "vtrace":
         action, _ = algorithm_of(name).act(config, state.acting, obs, None, None, None)
-        critics = (state.critic,) if isinstance(config, DDPG) else state.critics
+        critics = critics_of(state)
         if critics[0].is_discrete:
             return jnp.min(jnp.stack([of_actions(jax.vmap(critic)(obs), action) for critic in critics]), axis=0)
         return jnp.min(jnp.stack([jax.vmap(critic)(obs, action) for critic in critics]), axis=0)
@@ -128,8 +141,8 @@ def test_every_algorithm_is_here() -> None:
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_learns_the_value_and_the_action_of_each_probe(name: str, probe: ProbeId, continuous: bool) -> None:
-    if continuous and getattr(SETTINGS[name][0], "critic", "value") != "value":
-        pytest.skip("critics of actions are for discrete ones")
+    if continuous and getattr(SETTINGS[name][0], "critic", None) == "action_value":
+        pytest.skip("a sum over actions is for discrete ones")
     if ONLY.get(name.partition(",")[0]) is (Discrete if continuous else Box):
         pytest.skip("refused, as another test here says")
     state, config = learn(name, jnp.int32(probe), continuous, jax.random.key(1)), SETTINGS[name][0]
@@ -166,7 +179,10 @@ class Locks:
 
 
 # A candidate of `cem` must have played each of the twelve observations to be judged.
-FOR_LOCKS = SETTINGS | {"cem": (CEM(num_steps=32, gamma=0.8, hidden=(), episodes=48), 250)}
+FOR_LOCKS = SETTINGS | {
+    "cem": (CEM(num_steps=32, gamma=0.8, hidden=(), episodes=48), 250),
+    "off-policy-actor-critic": (OffPolicyActorCritic(**PATHWISE, entropy_coef=0.1), 300),
+}
 
 
 OF_VALUES = r"values every action needs a Discrete action space, and this is {}; for a Box take sac or td3, for vectors of choices ppo\."
@@ -238,6 +254,8 @@ MASKED: dict[str, Any] = {
     "dqn": SETTINGS["dqn"][0],
     "dqn, double": DQN(**VALUES, double=True, distribution="quantile", num_atoms=5),
     "rainbow": SETTINGS["rainbow"][0],
+    "off-policy-actor-critic": SETTINGS["off-policy-actor-critic"][0],
+    "off-policy-actor-critic, retrace": SETTINGS["off-policy-actor-critic, retrace"][0],
     "sac": SETTINGS["sac"][0],
 }
 
@@ -256,9 +274,12 @@ def test_an_illegal_action_is_never_taken_and_never_bootstrapped_from(name: str)
         if isinstance(config, DQN):
             network = eqx.tree_at(lambda network: network.advantage, state.acting.network, praise(state.acting.network.advantage))
             return state._replace(acting=state.acting._replace(network=network), target=ravel_pytree(network)[0])
-        critics = tuple(eqx.tree_at(lambda critic: critic.head, critic, praise(critic.head)) for critic in state.critics)
+        critics = tuple(eqx.tree_at(lambda critic: critic.head, critic, praise(critic.head)) for critic in critics_of(state))
         actor = eqx.tree_at(lambda actor: actor.head, state.acting.actor, praise(state.acting.actor.head))
-        return state._replace(acting=state.acting._replace(actor=actor), critics=critics, target_critics=critics)
+        state = state._replace(acting=state.acting._replace(actor=actor))
+        if hasattr(state, "critic"):
+            return state._replace(critic=critics[0], target_critic=critics[0])
+        return state._replace(critics=critics, target_critics=critics)
 
     @jax.jit
     def run(key: jax.Array) -> Any:
@@ -278,5 +299,5 @@ def test_an_illegal_action_is_never_taken_and_never_bootstrapped_from(name: str)
     if isinstance(config, DQN):
         values = state.acting.network.expected(jax.vmap(state.acting.network)(obs))
     else:
-        values = jnp.min(jnp.stack([jax.vmap(critic)(obs) for critic in state.critics]), axis=0)
+        values = jnp.min(jnp.stack([jax.vmap(critic)(obs) for critic in critics_of(state)]), axis=0)
     np.testing.assert_allclose(values[:, 1], [1.8, 1.0], atol=0.2)

@@ -115,9 +115,10 @@ def test_an_update_that_is_not_finite_is_not_taken(env: str, tmp_path: Path) -> 
 REPLAY = {"hidden": (8,), "num_steps": 16, "minibatch_size": 16, "replay_size": 1024, "update_to_data": 1 / 16}
 
 
+@pytest.mark.parametrize("algorithm", [sf.SAC, sf.OffPolicyActorCritic])
 @pytest.mark.parametrize("env", ["CartPole-v1", "support:Walk"])
-def test_an_update_from_a_replay_that_is_not_finite_is_not_taken(env: str, tmp_path: Path) -> None:
-    config = sf.SAC(**REPLAY, learning_starts=BATCH + 1, critic_learning_rate=1e30)
+def test_an_update_from_a_replay_that_is_not_finite_is_not_taken(env: str, algorithm: Any, tmp_path: Path) -> None:
+    config = algorithm(**REPLAY, learning_starts=BATCH + 1, critic_learning_rate=1e30)
     session = start(tmp_path, env, config=config)
     reports = session.reports(checkpoint_seconds=0.0)
     assert next(reports).metrics["critic_loss"] is None

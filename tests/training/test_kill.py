@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import bits, metrics
@@ -92,12 +93,13 @@ TINY = {"hidden": (8,), "replay_size": 640, "learning_starts": 64, "minibatch_si
     [
         ("dqn", "CartPole-v1", "updating", 3, {}),
         ("rainbow", "CartPole-v1", "saving", 3, {"num_atoms": 5}),
+        ("off-policy-actor-critic", "CartPole-v1", "saving", 3, {"critic_target": "retrace", "sequence_length": 4}),
         ("sac", "gymnasium:Pendulum-v1", "collecting", 150, {}),
         ("td3", "gymnasium:Pendulum-v1", "saving", 3, {}),
     ],
 )
 def test_a_replay_is_resumed_in_the_bits_of_one_process(
-    algorithm: str, environment: str, phase: str, calls: int, settings: dict[str, int], tmp_path: Path
+    algorithm: str, environment: str, phase: str, calls: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps, config = 5 * 512, named(algorithm).config(**TINY | settings)
@@ -118,3 +120,4 @@ def test_a_replay_is_resumed_in_the_bits_of_one_process(
     assert int(stored["replay.written"].sum()) == steps
     assert (stored["replay.expired"] > 0).all()
     assert ("replay.sums.0" in stored) == (algorithm == "rainbow")
+    assert ("replay.rows.old_log_prob" in stored) == (algorithm == "off-policy-actor-critic")

@@ -214,6 +214,7 @@ def test_a_setting_without_documentation_or_reader_is_found():
 SHARED = {
     "normalise_observation": True,
     "normalise_reward": True,
+    "state_discount": False,
     "network": "mlp",
     "hidden": (64, 64),
     "activation": "tanh",
@@ -285,6 +286,15 @@ FLAGS = {
     },
     "ddpg": PATHWISE | {"exploration_noise": 0.1},
     "td3": PATHWISE | {"exploration_noise": 0.1, "policy_delay": 2, "target_noise": 0.2, "target_noise_clip": 0.5},
+    "off-policy-actor-critic": PATHWISE
+    | {
+        "critic_target": "one_step",
+        "sequence_length": 8,
+        "trace_decay": 1.0,
+        "action_samples": 8,
+        "entropy_coef": 0.01,
+        "initial_log_std": 0.0,
+    },
     "sac": PATHWISE | {"temperature": None, "target_entropy": None, "temperature_learning_rate": 3e-4},
     "ppo": SHARED
     | {
@@ -344,6 +354,7 @@ FLAGS = {
     | {
         "gamma": 0.99,
         "critic": "value",
+        "control_variate": False,
         "target": "td",
         "fit_first": True,
         "num_steps": 16,
@@ -476,7 +487,7 @@ def test_bounds_of_ppo(name, inside, outside):
             PPO(**{name: value})
 
 
-@pytest.mark.parametrize("algorithm", ["dqn", "rainbow", "ddpg", "td3", "sac"])
+@pytest.mark.parametrize("algorithm", ["off-policy-actor-critic", "dqn", "rainbow", "ddpg", "td3", "sac"])
 @pytest.mark.parametrize(
     ("name", "inside", "outside"),
     [
@@ -507,6 +518,11 @@ def test_bounds_of_ppo(name, inside, outside):
         ("temperature", (1e-3, None), (0.0,)),
         ("target_entropy", (-1.0, 0.0, None), ()),
         ("temperature_learning_rate", (1e-9,), (0.0,)),
+        # of the one whose actor is stochastic, and learns from what others did
+        ("sequence_length", (1,), (0,)),
+        ("trace_decay", (0.0, 1.0), (-0.01, 1.01)),
+        ("action_samples", (2,), (1,)),
+        ("entropy_coef", (0.0,), (-0.01,)),
     ],
 )
 def test_bounds_of_what_learns_from_a_replay(algorithm, name, inside, outside):
@@ -514,11 +530,13 @@ def test_bounds_of_what_learns_from_a_replay(algorithm, name, inside, outside):
     if name not in {field.name for field in dataclasses.fields(config)}:
         pytest.skip(f"{algorithm} has no such setting")
     used = {"exploration": "epsilon", "distribution": "quantile", "prioritised": True} if "dueling" in FLAGS[algorithm] else {}
+    if "critic_target" in FLAGS[algorithm]:
+        used = {"critic_target": "retrace", "sequence_length": 1}
     for value in inside:
-        config(**used, **{name: value})
+        config(**used | {name: value})
     for value in outside:
         with pytest.raises(ValueError, match=rf"^{config.__name__}\.{name} must lie in"):
-            config(**used, **{name: value})
+            config(**used | {name: value})
 
 
 @pytest.mark.parametrize("value_range", [(1.0, 1.0), (2.0, 1.0), (0.0,), (0.0, 1.0, 2.0), (math.nan, 1.0)])
@@ -539,6 +557,14 @@ def test_a_range_of_returns_has_a_lower_and_an_upper_end(value_range):
         ("rainbow", {"exploration_fraction": 0.2}, "exploration_fraction", "exploration='epsilon'"),
         ("rainbow", {"distribution": "none", "num_atoms": 7}, "num_atoms", "a distribution"),
         ("rainbow", {"prioritised": False, "priority_exponent": 0.7}, "priority_exponent", "prioritised=True"),
+        ("off-policy-actor-critic", {"sequence_length": 4}, "sequence_length", "critic_target='retrace' or 'vtrace'"),
+        ("off-policy-actor-critic", {"trace_decay": 0.5}, "trace_decay", "critic_target='retrace' or 'vtrace'"),
+        (
+            "off-policy-actor-critic",
+            {"critic_target": "vtrace", "action_samples": 4},
+            "action_samples",
+            "critic_target='one_step' or 'retrace'",
+        ),
         ("sac", {"temperature": 0.2, "temperature_learning_rate": 1e-3}, "temperature_learning_rate", "temperature=None"),
     ],
 )
@@ -555,6 +581,8 @@ def test_settings_that_are_read_are_not_refused():
     config(prioritised=True, priority_exponent=0.7, importance_exponent=0.5)
     config(num_atoms=51, value_range=(-10.0, 10.0), priority_exponent=0.5)  # what a preset or a record may say: the defaults
     ALGORITHMS["rainbow"].config(exploration="epsilon", final_epsilon=0.2)
+    for target in ("retrace", "vtrace"):
+        ALGORITHMS["off-policy-actor-critic"].config(critic_target=target, sequence_length=4, trace_decay=0.5)
     with pytest.raises(ValueError, match=r"SAC\.target_entropy is for temperature=None only; leave it out, or set temperature=None too"):
         ALGORITHMS["sac"].config(temperature=0.2, target_entropy=-1.0)
 
@@ -570,6 +598,21 @@ def test_memories_are_refused_where_rows_would_miss_them():
         ALGORITHMS["reinforce"].config(memory="gru")
     with pytest.raises(ValueError, match="fisher_fraction leaves out steps, and a memory needs them all"):
         ALGORITHMS["trpo"].config(memory="gru", fisher_fraction=0.5)
+
+
+def test_sequences_of_a_replay_divide_its_minibatches():
+    config = ALGORITHMS["off-policy-actor-critic"].config
+    with pytest.raises(ValueError, match="sequence_length=7 must divide minibatch_size=64; choose a divisor"):
+        config(critic_target="vtrace", sequence_length=7, minibatch_size=64)
+    config(minibatch_size=63)  # of which transitions are drawn one by one
+
+
+def test_a_control_variate_wants_two_critics_of_earlier_batches():
+    config = ALGORITHMS["actor-critic"].config
+    for settings in ({}, {"critic": "both"}, {"critic": "action_value", "fit_first": False}, {"fit_first": False}):
+        with pytest.raises(ValueError, match=r"control_variate=True wants .*; set critic='both' and fit_first=False too"):
+            config(control_variate=True, **settings)
+    config(control_variate=True, critic="both", fit_first=False)
 
 
 # Presets.

@@ -29,6 +29,7 @@ from surefoot.replay import (
     insert,
     prioritise,
     replay_bytes,
+    sequences,
     set_priorities,
     start_replay,
     transitions,
@@ -224,6 +225,43 @@ def test_a_ring_as_small_as_a_rollout_and_a_stack(ring: int) -> None:
         assert (replay.written > replay.expired).all()
 
 
+@pytest.mark.parametrize("next_step", [False, True], ids=["same step", "next step"])
+@pytest.mark.parametrize("stack", SPECS)
+def test_every_sequence_is_the_part_of_that_list_that_begins_with_its_transition(stack: int, next_step: bool) -> None:
+    """Over the ends of episodes, up to the newest row and never over it into the oldest; with the log-probability of each action."""
+    history, replay = History(2, next_step=next_step, stack=stack), start(stack, keeps_log_prob=True)
+    sequence = jax.jit(lambda replay, index: sequences(replay, index, length=4))
+    cut = 0
+    for i in range(20):
+        if i % 7 == 6:
+            history.restart()
+        rollout = history.rollout()
+        replay = put(replay, rollout, -0.5 * rollout.action)
+        for n in range(STREAMS):
+            numbers = history.available(n)
+            got = sequence(replay, jnp.asarray(np.resize([row_of(replay, n, number) for number in numbers], RING)))
+            rows = [*history.rows[n], Row(False, history.seen(n))]
+            begins = np.flatnonzero([row.acted for row in rows])[numbers]
+            for (k, later), valid in np.ndenumerate(np.asarray(got.valid).T[: len(begins)]):
+                if begins[k] + later >= len(rows) - 1:
+                    assert not valid
+                    continue
+                row, after = rows[begins[k] + later : begins[k] + later + 2]
+                is_last = begins[k] + later + 2 == len(rows)
+                cut += is_last and row.acted
+                at = later, k
+                assert (bool(valid), int(got.action[at])) == (row.acted, row.action)
+                assert (bool(got.terminated[at]), bool(got.truncated[at])) == (row.terminated, row.truncated or is_last)
+                np.testing.assert_allclose(got.reward[at], row.reward, rtol=1e-6)
+                assert got.old_log_prob is not None
+                assert float(got.old_log_prob[at]) == -0.5 * row.action
+                for place, seen in ((at, row.seen), ((later + 1, k), after.seen))[: 1 + row.acted]:
+                    there = jax.tree.map(lambda x, place=place: x[place], got.obs)
+                    jax.tree.map(np.testing.assert_array_equal, there, observation(np.array(seen)))
+                    np.testing.assert_array_equal(got.action_mask[place], mask(np.array(seen)))
+    assert cut > 100
+
+
 def filled(stack: int = 1, prioritised: bool = False) -> tuple[History, Any]:
     history, replay = History(1, next_step=True, stack=stack), start(stack, prioritised=prioritised)
     for _ in range(12):
@@ -403,6 +441,8 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.M
     learner = SimpleNamespace(replay=jax.eval_shape(lambda: start_replay(SPEC, capacity=51_000, num_steps=5)))
     needed = replay_bytes(learner)
     assert needed == 51_000 * (8 + 4 + 4 + 4 + 3 + 7 + 4) + 4 * STREAMS * 4 + 4
+    with_log_prob = jax.eval_shape(lambda: start_replay(SPEC, capacity=51_000, num_steps=5, keeps_log_prob=True))
+    assert replay_bytes(SimpleNamespace(replay=with_log_prob)) == needed + 51_000 * 4
     config = SimpleNamespace(replay_size=51_000)
     check_memory(config, learner)
     monkeypatch.setattr(replay_module, "free_memory", lambda: needed // 2)

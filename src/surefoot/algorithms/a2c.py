@@ -18,9 +18,9 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.policy_gradient import score_function_loss
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.values import squared_value_loss
 from ..minibatches import clipped_optimiser, gradient_step, scheduled
 from ..normalise import ReturnScale, start_return_scale
@@ -95,7 +95,7 @@ def loss(params: tuple[Actor, Critic], batch: Batch, config: A2C) -> tuple[jax.A
     """The objectives of Mnih et al. 2016, algorithm S3, the entropy bonus of section 4 among them, to be minimised together."""
     actor, critic = params
     distribution, value = distributions_and_values(actor, critic, batch.inputs)
-    advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
+    advantage = credit(config, batch.advantage, batch.inputs.time, batch.valid, normalise_advantage=config.normalise_advantage)
     policy_loss = masked_mean(score_function_loss(distribution.log_prob(batch.action), advantage), batch.valid)
     value_loss = masked_mean(squared_value_loss(value, batch.value_target), batch.valid)
     entropy = masked_mean(distribution.entropy(), batch.valid)

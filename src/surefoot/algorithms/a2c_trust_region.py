@@ -21,9 +21,9 @@ from jax.flatten_util import ravel_pytree
 from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..distributions import Distribution
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.policy_gradient import score_function_loss
-from ..math.reduce import masked_mean, polyak, standardise
+from ..math.reduce import masked_mean, polyak
 from ..math.trust_region import project_onto_half_space
 from ..math.values import squared_value_loss
 from ..minibatches import clipped_optimiser, gradient_step, scheduled
@@ -147,7 +147,7 @@ def update(config: A2CTrustRegion, state: State, rollout: Rollout, frozen: None,
     policy, valid = state.acting, rollout.valid
     learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
     before = estimate(config, policy, state.critic, state.return_scale, rollout)
-    advantage = standardise(before.advantage, valid) if config.normalise_advantage else before.advantage
+    advantage = credit(config, before.advantage, rollout.time, valid, normalise_advantage=config.normalise_advantage)
     average = distributions_of(state.average, before.inputs)
     along, gradient = directions(config, before.old, average, rollout.action, advantage)
     batch = Batch(before.inputs, along, before.value_target, valid)

@@ -21,7 +21,7 @@ from ..pathwise import (
     ActionCritic,
     DeterministicActing,
     DeterministicActor,
-    PathwiseSettings,
+    ReplayActorCriticSettings,
     draw_batches,
     start_optimisers,
 )
@@ -33,7 +33,7 @@ __all__ = ["DDPG", "State", "act", "init", "update"]
 
 
 @configuration
-class DDPG(PathwiseSettings):
+class DDPG(ReplayActorCriticSettings):
     """Deep deterministic policy gradient."""
 
     exploration_noise: float = 0.1

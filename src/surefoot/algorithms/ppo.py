@@ -16,10 +16,10 @@ from jax.flatten_util import ravel_pytree
 
 from ..audit import conclude
 from ..config import check_bounds, configuration
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.divergences import kl_k3
 from ..math.policy_gradient import clipped_surrogate_loss, importance_ratio
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.values import clipped_value_loss
 from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
 from ..normalise import ReturnScale, start_return_scale
@@ -117,7 +117,7 @@ def loss(params: tuple[Actor, Critic], batch: Batch, clip: jax.Array | float, co
     distribution, value = distributions_and_values(actor, critic, batch.inputs)
     log_prob = distribution.log_prob(batch.action)
     ratio = importance_ratio(log_prob, batch.old_log_prob)
-    advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
+    advantage = credit(config, batch.advantage, batch.inputs.time, batch.valid, normalise_advantage=config.normalise_advantage)
     policy_loss = masked_mean(clipped_surrogate_loss(ratio, advantage, clip=clip, dual_clip=config.dual_clip), batch.valid)
     clip_value = jnp.inf if config.clip_value is None else config.clip_value
     value_loss = masked_mean(clipped_value_loss(value, batch.old_value, batch.value_target, clip=clip_value), batch.valid)
@@ -150,16 +150,11 @@ def update(config: PPO, state: State, rollout: Rollout, frozen: None, key: jax.A
     def step(carry: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         return gradient_step(lambda flat: loss(unravel(flat), batch, clip, config), *carry, clipped_adam(config), learning_rate)
 
-    (flat, moments), metrics = descend(
-        step,
-        (flat, state.optimiser),
-        transitions,
-        key,
-        epochs=config.epochs,
-        minibatch_size=config.minibatch_size,
-        length=sequence_length(config),
-        go_on=lambda metrics: config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl,
-    )
+    def go_on(metrics: dict[str, jax.Array]) -> jax.Array | bool:
+        return config.target_kl is None or metrics["approximate_kl"] <= 1.5 * config.target_kl
+
+    how = {"epochs": config.epochs, "minibatch_size": config.minibatch_size, "length": sequence_length(config)}
+    (flat, moments), metrics = descend(step, (flat, state.optimiser), transitions, key, go_on=go_on, **how)
 
     actor, critic = unravel(flat)
     moved = policy._replace(actor=actor)

@@ -19,10 +19,10 @@ from jax.flatten_util import ravel_pytree
 from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..distributions import Distribution
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.divergences import adaptive_kl_coefficient
 from ..math.policy_gradient import importance_ratio, kl_penalised_surrogate_loss
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.values import squared_value_loss
 from ..minibatches import check_minibatch, check_sequences, clipped_adam, descend, gradient_step, scheduled, sequence_length
 from ..normalise import ReturnScale, start_return_scale
@@ -133,7 +133,7 @@ def loss(params: tuple[Actor, Critic], batch: Batch, beta: jax.Array, config: PP
     actor, critic = params
     new, value = distributions_and_values(actor, critic, batch.inputs)
     ratio = importance_ratio(new.log_prob(batch.action), batch.old.log_prob(batch.action))
-    advantage = standardise(batch.advantage, batch.valid) if config.normalise_advantage else batch.advantage
+    advantage = credit(config, batch.advantage, batch.inputs.time, batch.valid, normalise_advantage=config.normalise_advantage)
     penalised = kl_penalised_surrogate_loss(ratio, advantage, divergence(config, batch.old, new), penalty_coef=beta)
     policy_loss = masked_mean(penalised, batch.valid)
     value_loss = masked_mean(squared_value_loss(value, batch.value_target), batch.valid)

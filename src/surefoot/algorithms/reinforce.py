@@ -71,6 +71,7 @@ class REINFORCE(ActorCriticSettings):
         check_bounds(self, gamma="[0, 1]", epochs="[1, inf)", max_weight="(0, inf)", num_steps="[1, inf)", window="[0, inf)")
         check_bounds(self, learning_rate="(0, inf)", critic_epochs="[1, inf)", minibatch_size="[1, inf)", critic_learning_rate="(0, inf)")
         refuse_shared_trunk(self)
+        refuse_state_discount(self)
         if self.memory != "none":
             raise ValueError("reinforce keeps rows of unfinished episodes without what was remembered there; use a2c or ppo with a memory.")
         if self.credit == "total" and self.discounting == "objective":
@@ -79,6 +80,12 @@ class REINFORCE(ActorCriticSettings):
             raise ValueError("importance='per_step' is biased for rewards that precede the step; set credit='reward_to_go'.")
         if self.importance == "none" and (self.self_normalised or self.max_weight is not None):
             raise ValueError("self_normalised and max_weight shape importance weights; set importance to 'trajectory' or 'per_step'.")
+
+
+def refuse_state_discount(config: REINFORCE) -> None:
+    """Raise a ValueError for the name under which the methods whose batches cut episodes have `discounting`."""
+    if config.state_discount:
+        raise ValueError("state_discount is for methods whose batches cut episodes; reinforce has discounting='objective' for it.")
 
 
 class State(NamedTuple):

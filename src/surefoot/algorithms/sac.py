@@ -22,7 +22,7 @@ from ..math.reduce import polyak
 from ..math.values import n_step_target, squared_value_loss, twin_minimum
 from ..minibatches import clipped_adam, gradient_step
 from ..networks import orthogonal_linear
-from ..pathwise import ActionCritic, Features, PathwiseSettings, draw_batches, start_optimisers
+from ..pathwise import ActionCritic, Features, ReplayActorCriticSettings, draw_batches, start_optimisers
 from ..replay import Replay, Transitions, gradient_steps, insert, learn_once_started, start_replay
 from ..spaces import action_size, uniform_choice
 from ..types import EnvironmentSpec, Observation, PyTree, Rollout
@@ -31,7 +31,7 @@ LOG_STD_RANGE = -20.0, 2.0
 
 
 @configuration
-class SAC(PathwiseSettings):
+class SAC(ReplayActorCriticSettings):
     """Soft actor-critic with automatic temperature."""
 
     temperature: float | None = None

@@ -20,7 +20,7 @@ from ..pathwise import (
     ActionCritic,
     DeterministicActing,
     DeterministicActor,
-    PathwiseSettings,
+    ReplayActorCriticSettings,
     draw_batches,
     start_optimisers,
 )
@@ -32,7 +32,7 @@ __all__ = ["TD3", "State", "act", "init", "update"]
 
 
 @configuration
-class TD3(PathwiseSettings):
+class TD3(ReplayActorCriticSettings):
     """Twin delayed deterministic policy gradient."""
 
     exploration_noise: float = 0.1

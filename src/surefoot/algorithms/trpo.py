@@ -20,9 +20,9 @@ from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
 from ..distributions import Distribution
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.policy_gradient import importance_ratio, surrogate_loss
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.trust_region import backtracking_line_search, conjugate_gradient, curvature_product, trust_region_scale
 from ..minibatches import check_minibatch
 from ..normalise import ReturnScale, start_return_scale
@@ -144,7 +144,8 @@ def update(config: TRPO, state: State, rollout: Rollout, frozen: None, key: jax.
     """One iteration on a batch [T, N]: advantages, one step of the policy, epochs of the critic, and the audit of the step."""
     policy = state.acting
     before = estimate(config, policy, state.critic, state.return_scale, rollout)
-    stepped, metrics = policy_step(config, policy, rollout, before.inputs, before.old, standardise(before.advantage, rollout.valid))
+    advantage = credit(config, before.advantage, rollout.time, rollout.valid, normalise_advantage=True)
+    stepped, metrics = policy_step(config, policy, rollout, before.inputs, before.old, advantage)
 
     targets = ValueTargets(before.inputs.obs, before.features, before.value_target, rollout.valid)
     critic, critic_optimiser, critic_metrics = fit_critic(config, state.critic, state.critic_optimiser, targets, key)

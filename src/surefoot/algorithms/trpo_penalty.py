@@ -21,9 +21,9 @@ from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
 from ..distributions import Distribution
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.policy_gradient import importance_ratio, kl_penalised_surrogate_loss
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.trust_region import dual_ascent
 from ..minibatches import check_minibatch, gradient_step
 from ..normalise import ReturnScale, start_return_scale
@@ -131,7 +131,7 @@ def update(config: TRPOPenalty, state: State, rollout: Rollout, frozen: None, ke
     """One iteration on a batch [T, N]: advantages, the policy's steps and the multiplier's, the critic, and the audit."""
     policy = state.acting
     before = estimate(config, policy, state.critic, state.return_scale, rollout)
-    advantage = standardise(before.advantage, rollout.valid)
+    advantage = credit(config, before.advantage, rollout.time, rollout.valid, normalise_advantage=True)
     stepped, multiplier, metrics = policy_step(config, policy, state.multiplier, rollout, before.inputs, before.old, advantage)
 
     targets = ValueTargets(before.inputs.obs, before.features, before.value_target, rollout.valid)

@@ -4,7 +4,6 @@ The gradient is that of Williams 1992 with generalised advantage estimates (Schu
 step size of Adam is divided by 1.5 if the policy moved further than twice the target KL divergence, and multiplied by 1.5 if it
 moved less than half of it: the "vanilla PG, adaptive" of Schulman et al. 2017, arXiv:1707.06347, section 6.2, footnote 3.
 Added: the step size stays within fixed limits.
-Left out: the weight gamma^t of the true discounted gradient, as is customary.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from jax.flatten_util import ravel_pytree
 from ..audit import conclude
 from ..config import check_bounds, configuration
 from ..critics import ValueTargets, critic_optimiser, fit_critic, refuse_shared_trunk
-from ..estimates import estimate
+from ..estimates import credit, estimate
 from ..math.policy_gradient import score_function_loss
-from ..math.reduce import masked_mean, standardise
+from ..math.reduce import masked_mean
 from ..math.trust_region import adaptive_step_size
 from ..minibatches import check_minibatch, gradient_step
 from ..normalise import ReturnScale, start_return_scale
@@ -92,7 +91,7 @@ def update(config: VPGAdaptive, state: State, rollout: Rollout, frozen: None, ke
     """One iteration on a batch [T, N]: advantages, one step of the policy, the next step size, the critic, and the audit."""
     policy = state.acting
     before = estimate(config, policy, state.critic, state.return_scale, rollout)
-    advantage = standardise(before.advantage, rollout.valid) if config.normalise_advantage else before.advantage
+    advantage = credit(config, before.advantage, rollout.time, rollout.valid, normalise_advantage=config.normalise_advantage)
     flat, unravel = ravel_pytree(policy.actor)
 
     def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

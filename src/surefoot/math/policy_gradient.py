@@ -31,6 +31,16 @@ def expected_control_variate(log_probs: jax.Array, control_variate: jax.Array) -
     return jnp.sum(p * jnp.where(p > 0, jax.lax.stop_gradient(control_variate), 0), axis=-1)
 
 
+def linear_control_variate(action: jax.Array, mean: jax.Array, slope: jax.Array) -> jax.Array:
+    """slope . (a - m) over the last axis, [..., A] -> [...]: Q(s, a) - Q(s, m) to first order, `slope` the gradient of Q at the mean m.
+
+    Gu et al. 2017, arXiv:1611.02247, section 3.1. Of the mean of another policy it is the expectation under that one, whose gradient is
+    the analytic correction. None reaches `mean` and `slope`.
+    """
+    check_same_shape(action=action, mean=mean, slope=slope)
+    return jnp.sum(jax.lax.stop_gradient(slope) * (action - jax.lax.stop_gradient(mean)), axis=-1)
+
+
 def action_dependent_advantage(advantage: jax.Array, control_variate: jax.Array, expected_control_variate: jax.Array) -> jax.Array:
     """advantage - (c(s, a) - E_pi c(s, .)), for c of the action taken: what the control variate leaves to the score. Gradient-free.
 

@@ -1,6 +1,6 @@
 """The step audit as a picture: how far did each step go, and did it deliver. `audit.py` in the package says what the numbers are.
 
-A method that learns values alone, or from a replay, has no such audit; its critic, its exploration and its gradients are drawn.
+A method without a policy that could be compared has no such audit; its critic, its exploration and its gradients are drawn.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def panels(audits: Sequence[Audit]) -> list[Panel]:
 
 
 def heading(audits: Sequence[Audit]) -> str:
-    """What the panels are of: a method that learns values alone, or from a replay, holds no step against an old policy: no audit."""
-    return "Learning" if any({"replay_size", "td_error"} & audit.metrics.keys() for audit in audits) else "Step audit"
+    """What the panels are of: a method that holds no step against an old policy has no audit."""
+    return "Step audit" if any({"kl", "search_kl"} & audit.metrics.keys() for audit in audits) else "Learning"
 
 
 def keep(names: tuple[str, ...], known: set[str]) -> tuple[str, ...]:

@@ -20,6 +20,17 @@ REPLAY_CARTPOLE = {
     "hidden": (128,),
     "activation": "tanh",
 }
+OFF_POLICY_CARTPOLE = {
+    "gamma": 0.98,
+    "num_steps": 16,
+    "update_to_data": 0.5,
+    "minibatch_size": 64,
+    "replay_size": 50_000,
+    "critic_learning_rate": 1e-3,
+    "target_rate": 0.01,
+    "hidden": (64, 64),
+    "activation": "tanh",
+}
 PATHWISE_PENDULUM = {"learning_starts": 512, "hidden": (64, 64), "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3}
 MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 # By algorithm and environment. The number of environments is the user's: every entry was tuned with the default of 8.
@@ -38,6 +49,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
     ("dqn", "CartPole-v1"): REPLAY_CARTPOLE | {"exploration_fraction": 0.4, "final_epsilon": 0.01},
     ("rainbow", "CartPole-v1"): REPLAY_CARTPOLE | {"n_step": 2, "target_rate": 0.01, "value_range": (0.0, 50.0)},
+    ("off-policy-actor-critic", "CartPole-v1"): OFF_POLICY_CARTPOLE,
     ("ddpg", "Pendulum-v1"): PATHWISE_PENDULUM,
     ("td3", "Pendulum-v1"): PATHWISE_PENDULUM,
     ("sac", "Pendulum-v1"): PATHWISE_PENDULUM,
