@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from surefoot import networks
-from surefoot.networks import ACTIVATIONS, MLP, Pure, build_torso, find_factory, network_name, orthogonal_linear, register
+from surefoot import PPO, networks
+from surefoot.networks import ACTIVATIONS, MLP, Pure, build_torso, find_factory, network_name, orthogonal_linear, own_network, register
 
 SPACE = Box(-1.0, 1.0, (3,))
 OBS = np.array([0.5, -2.0, 1.0], np.float32)
@@ -79,6 +79,102 @@ def test_an_mlp_without_hidden_layers_passes_the_observation_on():
 def test_hidden_layers_have_a_width(hidden):
     with pytest.raises(ValueError, match=r"hidden expects widths of at least 1, got \("):
         build_torso("mlp", SPACE, jax.random.key(0), hidden=hidden, activation="tanh")
+
+
+# Networks for images
+
+
+def as_kernel(convolution, in_channels):
+    """The weights of a `Convolution` as [rows, columns, in, out]."""
+    size, stride = convolution.size, convolution.stride
+    across = size // stride
+    weight = np.asarray(convolution.layer.weight).reshape(-1, across, across, stride, stride, in_channels)
+    return weight.transpose(1, 3, 2, 4, 5, 0).reshape(size, size, in_channels, -1)
+
+
+def convolved(convolution, x, padding="VALID"):
+    """What XLA's own convolution makes of [H, W, C]."""
+    kernel, strides = as_kernel(convolution, x.shape[-1]), (convolution.stride,) * 2
+    layout = ("NHWC", "HWIO", "NHWC")
+    result = jax.lax.conv_general_dilated(jnp.asarray(x, jnp.float32)[None], kernel, strides, padding, dimension_numbers=layout)
+    return np.asarray(result[0]) + np.asarray(convolution.layer.bias)
+
+
+def with_biases(torso):
+    """All biases drawn, so that it shows where one is left out."""
+    leaves, structure = jax.tree.flatten(torso)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return structure.unflatten([jax.random.normal(k, x.shape) if x.ndim == 1 else x for x, k in zip(leaves, keys, strict=True)])
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+# 45 and 51 leave pixels over that no window reaches.
+@pytest.mark.parametrize(("shape", "axes"), [((4, 45, 51), (1, 2, 0)), ((45, 51, 3), (0, 1, 2)), ((2, 45, 51, 3), (1, 2, 0, 3))])
+def test_nature_is_three_convolutions_and_a_layer(shape, axes):
+    space = Box(0, 255, shape, np.uint8)
+    obs = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    torso, size = build_torso("nature", space, jax.random.key(0), **SHAPE)
+    torso = with_biases(torso)
+    x = obs.transpose(axes).reshape(45, 51, -1) / 255
+    for convolution in torso.convolutions:
+        x = relu(convolved(convolution, x))
+    expected = relu(np.asarray(torso.hidden.weight) @ x.ravel() + np.asarray(torso.hidden.bias))
+    np.testing.assert_allclose(jax.jit(lambda torso, obs: torso(obs))(torso, obs), expected, rtol=1e-4, atol=1e-4)
+    assert [(c.layer.weight.shape[0], c.size, c.stride) for c in torso.convolutions] == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    assert size == 512
+    assert (expected > 0).any()
+
+
+def test_impala_is_three_residual_stages_and_a_layer():
+    space = Box(0, 255, (4, 13, 18), np.uint8)
+    obs = np.random.default_rng(0).integers(0, 256, (4, 13, 18), np.uint8)
+    torso, size = build_torso("impala", space, jax.random.key(0), **SHAPE)
+    torso = with_biases(torso)
+    x = obs.transpose(1, 2, 0) / 255
+    for stage in torso.stages:
+        x = convolved(stage.first, x, "SAME")
+        x = np.asarray(jax.lax.reduce_window(x, -np.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), "SAME"))
+        for one, other in (stage.residual[:2], stage.residual[2:]):
+            x = x + convolved(other, relu(convolved(one, relu(x), "SAME")), "SAME")
+    assert x.shape == (2, 3, 32)
+    expected = relu(np.asarray(torso.hidden.weight) @ relu(x).ravel() + np.asarray(torso.hidden.bias))
+    np.testing.assert_allclose(jax.jit(lambda torso, obs: torso(obs))(torso, obs), expected, rtol=1e-4, atol=1e-3)
+    assert [stage.first.layer.weight.shape[0] for stage in torso.stages] == [16, 32, 32]
+    assert size == 256
+
+
+@pytest.mark.parametrize("name", ["nature", "impala"])
+def test_layers_of_networks_for_images_are_orthogonal_and_differ(name):
+    torso, _ = build_torso(name, Box(0, 255, (4, 36, 36), np.uint8), jax.random.key(0), **SHAPE)
+    weights = [x for x in jax.tree.leaves(torso) if x.ndim == 2]
+    assert not any(x.any() for x in jax.tree.leaves(torso) if x.ndim == 1)
+    assert len(weights) == {"nature": 4, "impala": 16}[name]
+    for index, weight in enumerate(weights):
+        singular = np.linalg.svd(weight, compute_uv=False)
+        gain = 1.0 if name == "impala" and index < 15 else 2**0.5
+        np.testing.assert_allclose(singular, gain, rtol=1e-4)
+    of_one_shape = {}
+    for weight in weights:
+        for other in of_one_shape.setdefault(weight.shape, []):
+            assert np.abs(weight - other).max() > 0.01
+        of_one_shape[weight.shape].append(weight)
+
+
+def test_images_of_floats_are_taken_as_they_are():
+    torso, _ = build_torso("nature", Box(0.0, 1.0, (36, 36, 3)), jax.random.key(0), **SHAPE)
+    obs = np.random.default_rng(0).integers(0, 256, (36, 36, 3), np.uint8)
+    np.testing.assert_allclose(torso(obs / np.float32(255)), torso(obs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "space", [SPACE, Box(0, 255, (4, 35, 84), np.uint8), Box(0, 255, (84, 35, 4), np.uint8), Box(0, 255, (84, 84)), Dict(a=SPACE)]
+)
+def test_what_is_no_image_is_refused(space):
+    with pytest.raises(ValueError, match=r"The network 'nature' needs images of at least 36 x 36, .*; take 'mlp'\."):
+        build_torso("nature", space, jax.random.key(0), **SHAPE)
 
 
 # A user's own
@@ -167,13 +263,15 @@ def test_arrays_that_cannot_be_trained_are_refused_with_the_remedy():
 
 def test_a_network_is_recorded_by_module_and_name():
     assert network_name("mlp") == "mlp"
+    assert [own_network(PPO(network=name)) for name in (*networks.BUILT_IN, Torso)] == [None, None, None, f"{__name__}:Torso"]
     assert network_name(Torso) == f"{__name__}:Torso"
     assert find_factory(f"{__name__}:Torso", import_module=False) is Torso
 
 
 @pytest.mark.parametrize("given", [functools.partial(Torso), eqx.nn.Lambda(jnp.tanh)], ids=["partial", "instance"])
 def test_what_has_no_name_is_refused(given):
-    with pytest.raises(ValueError, match=r"network expects 'mlp', a class, or a function .* give the class itself and not an instance"):
+    expected = r"network expects 'mlp', 'nature', 'impala', a class, or a function .* give the class itself and not an instance"
+    with pytest.raises(ValueError, match=expected):
         network_name(given)
 
 
@@ -199,7 +297,7 @@ def test_a_registered_factory_stands_for_its_name():
 
 
 def test_an_unknown_built_in_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', a class, or 'module:Class'\."):
+    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', 'nature', 'impala', a class, or"):
         find_factory("mpl", import_module=False)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..types import EnvironmentSpec, HostEnvironment, Observation
+from .atari import atari_environment, is_atari
 from .boundary import EnvironmentWarning
 from .gymnasium import gymnasium_environment
 
@@ -49,7 +50,7 @@ def check(env: Any, num_steps: int = 1000, seed: int = 0) -> list[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EnvironmentWarning)
         try:
-            host = gymnasium_environment(env, num_envs=None)
+            host = atari_environment(env, 1) if is_atari(env) else gymnasium_environment(env, num_envs=None)
             play = random_play(host, num_steps, seed)
             findings += [*_about_rewards(play), *_about_episodes(play), *_about_observations(play), *_about_running(host.spec, play)]
             findings += _about_repeating(host, play, seed)
@@ -92,11 +93,11 @@ def random_play(host: HostEnvironment, num_steps: int, seed: int) -> Play:
         obs, mask = step.obs, step.action_mask
         rewards.append(step.reward[step.valid])
         elapsed += step.valid
-        ended = step.terminated | step.truncated
+        ended = step.terminated | step.truncated if step.game_over is None else step.game_over
         lengths += elapsed[ended].tolist()
         elapsed[ended] = 0
-        num_terminated += int(step.terminated.sum())
-        num_truncated += int((step.truncated & ~step.terminated).sum())
+        num_terminated += int((step.terminated & ended).sum())
+        num_truncated += int((step.truncated & ~step.terminated & ended).sum())
         for path, leaf in float_leaves(host.spec.observation_space, obs):
             wide = leaf.astype(np.float64)
             moments[path][0] += wide.mean(0)
