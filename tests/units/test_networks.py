@@ -12,7 +12,19 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from surefoot import PPO, networks
-from surefoot.networks import ACTIVATIONS, MLP, Pure, build_torso, find_factory, network_name, orthogonal_linear, own_network, register
+from surefoot.networks import (
+    ACTIVATIONS,
+    MLP,
+    Pure,
+    build_torso,
+    channels_last,
+    find_factory,
+    image_shape,
+    network_name,
+    orthogonal_linear,
+    own_network,
+    register,
+)
 
 SPACE = Box(-1.0, 1.0, (3,))
 OBS = np.array([0.5, -2.0, 1.0], np.float32)
@@ -92,81 +104,89 @@ def as_kernel(convolution, in_channels):
     return weight.transpose(1, 3, 2, 4, 5, 0).reshape(size, size, in_channels, -1)
 
 
-def convolved(convolution, x, padding="VALID"):
-    """What XLA's own convolution makes of [H, W, C]."""
-    kernel, strides = as_kernel(convolution, x.shape[-1]), (convolution.stride,) * 2
-    layout = ("NHWC", "HWIO", "NHWC")
-    result = jax.lax.conv_general_dilated(jnp.asarray(x, jnp.float32)[None], kernel, strides, padding, dimension_numbers=layout)
-    return np.asarray(result[0]) + np.asarray(convolution.layer.bias)
+def convolved(convolution, x, padding=0):
+    """[H, W, C] by window after window."""
+    x = np.pad(x, [(padding, padding)] * 2 + [(0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (convolution.size,) * 2, axis=(0, 1))[
+        :: convolution.stride, :: convolution.stride
+    ]
+    return np.einsum("hwcij,ijcd->hwd", windows, as_kernel(convolution, x.shape[-1])) + np.asarray(convolution.layer.bias)
+
+
+def pooled(x):
+    """[H, W, C] of which the last row is beyond the image where H is even, and the first too where it is odd."""
+    x = np.pad(x, [((size % 2), 1) for size in x.shape[:2]] + [(0, 0)], constant_values=-np.inf)
+    return np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(0, 1))[::2, ::2].max((-2, -1))
+
+
+@functools.cache
+def drawn(name, *shape):
+    """A torso for bytes of this shape, its many arrays from one program."""
+    space = Box(0, 255, shape, np.uint8)
+    return jax.jit(lambda key: build_torso(name, space, key, **SHAPE)[0])(jax.random.key(0))
 
 
 def with_biases(torso):
     """All biases drawn, so that it shows where one is left out."""
     leaves, structure = jax.tree.flatten(torso)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return structure.unflatten([jax.random.normal(k, x.shape) if x.ndim == 1 else x for x, k in zip(leaves, keys, strict=True)])
+    rng = np.random.default_rng(1)
+    return structure.unflatten([rng.normal(size=x.shape).astype(np.float32) if x.ndim == 1 else x for x in leaves])
 
 
 def relu(x):
     return np.maximum(x, 0)
 
 
-# 45 and 51 leave pixels over that no window reaches.
-@pytest.mark.parametrize(("shape", "axes"), [((4, 45, 51), (1, 2, 0)), ((45, 51, 3), (0, 1, 2)), ((2, 45, 51, 3), (1, 2, 0, 3))])
-def test_nature_is_three_convolutions_and_a_layer(shape, axes):
-    space = Box(0, 255, shape, np.uint8)
-    obs = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    torso, size = build_torso("nature", space, jax.random.key(0), **SHAPE)
-    torso = with_biases(torso)
-    x = obs.transpose(axes).reshape(45, 51, -1) / 255
+call = jax.jit(lambda torso, obs: torso(obs))
+
+
+def test_nature_is_three_convolutions_and_a_layer():
+    torso = with_biases(drawn("nature", 4, 45, 51))  # 45 and 51 leave pixels over that no window reaches
+    obs = np.random.default_rng(0).integers(0, 256, (4, 45, 51), np.uint8)
+    x = obs.transpose(1, 2, 0) / 255
     for convolution in torso.convolutions:
         x = relu(convolved(convolution, x))
     expected = relu(np.asarray(torso.hidden.weight) @ x.ravel() + np.asarray(torso.hidden.bias))
-    np.testing.assert_allclose(jax.jit(lambda torso, obs: torso(obs))(torso, obs), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(call(torso, obs / np.float32(255)), expected, rtol=1e-4, atol=1e-4)  # floats are taken as they are
     assert [(c.layer.weight.shape[0], c.size, c.stride) for c in torso.convolutions] == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
-    assert size == 512
+    assert expected.shape == (512,)
     assert (expected > 0).any()
 
 
 def test_impala_is_three_residual_stages_and_a_layer():
-    space = Box(0, 255, (4, 13, 18), np.uint8)
+    torso = with_biases(drawn("impala", 4, 13, 18))
     obs = np.random.default_rng(0).integers(0, 256, (4, 13, 18), np.uint8)
-    torso, size = build_torso("impala", space, jax.random.key(0), **SHAPE)
-    torso = with_biases(torso)
     x = obs.transpose(1, 2, 0) / 255
     for stage in torso.stages:
-        x = convolved(stage.first, x, "SAME")
-        x = np.asarray(jax.lax.reduce_window(x, -np.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), "SAME"))
+        x = pooled(convolved(stage.first, x, 1))
         for one, other in (stage.residual[:2], stage.residual[2:]):
-            x = x + convolved(other, relu(convolved(one, relu(x), "SAME")), "SAME")
+            x = x + convolved(other, relu(convolved(one, relu(x), 1)), 1)
     assert x.shape == (2, 3, 32)
     expected = relu(np.asarray(torso.hidden.weight) @ relu(x).ravel() + np.asarray(torso.hidden.bias))
-    np.testing.assert_allclose(jax.jit(lambda torso, obs: torso(obs))(torso, obs), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-3)
     assert [stage.first.layer.weight.shape[0] for stage in torso.stages] == [16, 32, 32]
-    assert size == 256
+    assert expected.shape == (256,)
 
 
-@pytest.mark.parametrize("name", ["nature", "impala"])
-def test_layers_of_networks_for_images_are_orthogonal_and_differ(name):
-    torso, _ = build_torso(name, Box(0, 255, (4, 36, 36), np.uint8), jax.random.key(0), **SHAPE)
+@pytest.mark.parametrize(("name", "size"), [("nature", (4, 45, 51)), ("impala", (4, 13, 18))])
+def test_layers_of_networks_for_images_are_orthogonal_and_differ(name, size):
+    torso = drawn(name, *size)
     weights = [x for x in jax.tree.leaves(torso) if x.ndim == 2]
     assert not any(x.any() for x in jax.tree.leaves(torso) if x.ndim == 1)
     assert len(weights) == {"nature": 4, "impala": 16}[name]
     for index, weight in enumerate(weights):
-        singular = np.linalg.svd(weight, compute_uv=False)
         gain = 1.0 if name == "impala" and index < 15 else 2**0.5
-        np.testing.assert_allclose(singular, gain, rtol=1e-4)
-    of_one_shape = {}
-    for weight in weights:
-        for other in of_one_shape.setdefault(weight.shape, []):
-            assert np.abs(weight - other).max() > 0.01
-        of_one_shape[weight.shape].append(weight)
+        np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), gain, rtol=1e-4)
+        assert all(np.abs(weight - other).max() > 0.01 for other in weights[:index] if other.shape == weight.shape)
 
 
-def test_images_of_floats_are_taken_as_they_are():
-    torso, _ = build_torso("nature", Box(0.0, 1.0, (36, 36, 3)), jax.random.key(0), **SHAPE)
-    obs = np.random.default_rng(0).integers(0, 256, (36, 36, 3), np.uint8)
-    np.testing.assert_allclose(torso(obs / np.float32(255)), torso(obs), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(("shape", "axes"), [((4, 5, 6), (1, 2, 0)), ((5, 6, 3), (0, 1, 2)), ((2, 5, 6, 3), (1, 2, 0, 3))])
+def test_channels_come_last_wherever_they_were(shape, axes):
+    obs = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(channels_last(jnp.asarray(obs)), obs.transpose(axes).reshape(5, 6, -1))
+    seen = image_shape("nature", Box(0, 255, shape, np.uint8), smallest=5)
+    assert seen == (5, 6, np.prod(shape) // 30)
 
 
 @pytest.mark.parametrize(
