@@ -6,6 +6,7 @@ A user's own class goes straight into a configuration: `PPO(network=MyTorso)`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -17,6 +18,7 @@ import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .config import nearest
 from .spaces import encode, encoded_size, encoder, zeros
@@ -64,6 +66,9 @@ class MLP(eqx.Module):
         return x
 
 
+SMALLEST = 36  # pixels a side, of which 'nature' leaves one
+
+
 def image_shape(name: str, space: gymnasium.Space[Any], *, smallest: int) -> tuple[int, int, int]:
     """Height, width and channels of what the network `name` sees; ValueError where it is no image of `smallest` pixels a side."""
     shape = space.shape if isinstance(space, gymnasium.spaces.Box) else ()
@@ -74,6 +79,16 @@ def image_shape(name: str, space: gymnasium.Space[Any], *, smallest: int) -> tup
             f"height, width] with or without colours behind it, and the observation space is {str(space)[:200]}; take 'mlp'."
         )
     return seen
+
+
+def advice(config: Any, space: gymnasium.Space[Any]) -> str | None:
+    """A sentence for who lets fully connected layers look at an image of bytes; None where there is nothing to say."""
+    if getattr(config, "network", None) != "mlp" or space.dtype != np.uint8:
+        return None
+    with contextlib.suppress(ValueError):
+        image_shape("nature", space, smallest=SMALLEST)
+        return "the observation is an image, and network='mlp' sees no more of it than a list of numbers; network='nature' is made for images"
+    return None
 
 
 def channels_last(obs: jax.Array) -> jax.Array:
@@ -122,7 +137,7 @@ class Nature(eqx.Module):
     hidden: eqx.nn.Linear
 
     def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
-        height, width, channels = image_shape("nature", observation_space, smallest=36)
+        height, width, channels = image_shape("nature", observation_space, smallest=SMALLEST)
         *keys, last = jax.random.split(key, 4)
         convolutions = []
         for out_channels, size, stride, own_key in zip((32, 64, 64), (8, 4, 3), (4, 2, 1), keys, strict=True):
