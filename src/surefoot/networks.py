@@ -87,7 +87,7 @@ def advice(config: Any, space: gymnasium.Space[Any]) -> str | None:
         return None
     with contextlib.suppress(ValueError):
         image_shape("nature", space, smallest=SMALLEST)
-        return "the observation is an image, and network='mlp' sees no more of it than a list of numbers; network='nature' is made for images"
+        return "the observation is an image, of which network='mlp' sees a list of numbers; network='nature' is made for images"
     return None
 
 

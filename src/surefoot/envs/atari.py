@@ -88,11 +88,14 @@ def atari_games() -> dict[str, str]:
 def read_name(name: str) -> tuple[str, Atari]:
     """The game that `name` stands for, in ALE's own spelling, and how it is played.
 
-    Raises ValueError, with the nearest name, where there is no such game or setting, and where ALE is missing.
+    Raises ValueError, with the nearest name, where there is no such game or setting, and where ALE is missing or too old.
     """
     games = atari_games()
     if not games:
         raise ValueError(f'{name} needs ALE, which is not installed: pip install "surefoot[atari]".')
+    if tuple(map(int, re.findall(r"\d+", installed := metadata.version("ale-py"))[:3])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ValueError(f'{name} needs ale-py {oldest} or newer, and {installed} is installed: pip install --upgrade "surefoot[atari]".')
     plain, _, query = name.partition("?")
     known = {f"{begin}{game}{end}": (rom, protocol) for (begin, end), protocol in PROTOCOLS.items() for game, rom in games.items()}
     if plain not in known:
@@ -117,15 +120,8 @@ def parsed(value: str) -> Any:
 
 
 def atari_environment(name: str, num_envs: int) -> HostEnvironment:
-    """N streams of the game that `name` stands for; ValueError as for `read_name`, and where ALE is too old."""
-    rom, settings = read_name(name)
-    installed = tuple(map(int, re.findall(r"\d+", metadata.version("ale-py"))[:3]))
-    if installed < OLDEST:
-        raise ValueError(
-            f"{name} needs ale-py {'.'.join(map(str, OLDEST))} or newer, and {metadata.version('ale-py')} is installed: "
-            'pip install --upgrade "surefoot[atari]".'
-        )
-    return AtariEnvironment(name, rom, settings, num_envs)
+    """N streams of the game that `name` stands for; ValueError as for `read_name`."""
+    return AtariEnvironment(name, *read_name(name), num_envs)
 
 
 class AtariEnvironment:

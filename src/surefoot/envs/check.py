@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from ..types import EnvironmentSpec, HostEnvironment, Observation
+from ..types import EnvironmentSpec, HostEnvironment, Observation, counted
 from .atari import atari_environment, is_atari
 from .boundary import EnvironmentWarning
 from .gymnasium import gymnasium_environment
@@ -93,7 +93,7 @@ def random_play(host: HostEnvironment, num_steps: int, seed: int) -> Play:
         obs, mask = step.obs, step.action_mask
         rewards.append(step.reward[step.valid])
         elapsed += step.valid
-        ended = step.terminated | step.truncated if step.game_over is None else step.game_over
+        _, ended = counted(step)
         lengths += elapsed[ended].tolist()
         elapsed[ended] = 0
         num_terminated += int((step.terminated & ended).sum())
@@ -190,7 +190,7 @@ def _about_running(spec: EnvironmentSpec, play: Play) -> Iterator[Finding]:
     yield Finding(
         "note",
         f"A step takes {seconds * 1e6:.0f} us{', which is slow: the environment will set the pace' if slow else ''}.",
-        "Run its copies in processes, with gymnasium.vector.AsyncVectorEnv." if slow else "",
+        "Run its copies in processes, with gymnasium.vector.AsyncVectorEnv." if slow and not is_atari(spec.name) else "",
     )
     if spec.resume == "exact":
         yield Finding("note", "A stopped run can be resumed exactly.")
@@ -198,7 +198,9 @@ def _about_running(spec: EnvironmentSpec, play: Play) -> Iterator[Finding]:
         yield Finding(
             "note",
             "A stopped run can be resumed, but its episodes restart: the state of the environment cannot be saved.",
-            "Offer get_state() -> (dict of arrays, JSON object) and set_state(arrays, info) on the environment's own class.",
+            "Offer get_state() -> (dict of arrays, JSON object) and set_state(arrays, info) on the environment's own class."
+            if not is_atari(spec.name)
+            else "",
         )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..math.returns import time_discount
-from ..types import Rollout
+from ..types import Rollout, counted
 
 
 class Running(NamedTuple):
@@ -34,12 +34,6 @@ class Ended(NamedTuple):
     episode_return: jax.Array
     discounted_return: jax.Array
     length: jax.Array
-
-
-def counted(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
-    """(rewards, where episodes end), [T, N], as results count them, whatever is learned from."""
-    over = rollout.terminated | rollout.truncated if rollout.game_over is None else rollout.game_over
-    return rollout.reward if rollout.score is None else rollout.score, over
 
 
 def follow(running: Running, rollout: Rollout, *, discount: float) -> tuple[Running, Ended]:

@@ -14,8 +14,8 @@ import numpy as np
 from ..algorithms import of
 from ..collect import HostCollector, scan_rollout, start_stream
 from ..envs import is_device, is_vector, make
-from ..types import HostEnvironment, PyTree
-from .episodes import Running, counted, follow
+from ..types import HostEnvironment, PyTree, counted
+from .episodes import Running, follow
 from .policy import Policy
 from .seeding import key_for, seed_for
 from .session import whole_number
