@@ -59,8 +59,8 @@ class Rollout(NamedTuple):
     carry: PyTree = None  # [N, ...] recurrent state before the first row; acting starts from zeros instead wherever `time` is 0
 
 
-def counted(rows: Step | Rollout) -> tuple[Array, Array]:
-    """(rewards, where episodes end) as results count them, whatever is learned from."""
+def counted(rows: Any) -> tuple[Array, Array]:
+    """(rewards, where episodes end) of a `Step` or a `Rollout` as results count them, whatever is learned from."""
     over = rows.terminated | rows.truncated if rows.game_over is None else rows.game_over
     return rows.reward if rows.score is None else rows.score, over
 
