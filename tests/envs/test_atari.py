@@ -1,8 +1,11 @@
 """Atari against one emulator a game, frame by frame; what is learned from beside what is counted; names, settings, runs, films."""
 
+import ast
 import dataclasses
 import inspect
 import json
+import re
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -230,6 +233,14 @@ def test_an_id_without_frame_skip_is_played_as_by_mnih():
     assert (rom, settings) == ("ms_pacman", Atari(**MNIH_2015))
     expected = {"repeat_action_probability": 0.0, "noop_max": 30, "end_on_life_loss": True, "clip_reward": True, "frame_skip": 4}
     assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("language", ["", ".zh-CN"])
+def test_the_page_has_the_settings_of_both_protocols(language):
+    page = Path(__file__).parents[2] / "docs" / f"environments{language}.md"
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| `([^`]+)` \|", page.read_text(), re.MULTILINE)
+    for column, name in ((1, "ALE/Pong-v5"), (2, "PongNoFrameskip-v4")):
+        assert {row[0]: ast.literal_eval(row[column]) for row in rows} == dataclasses.asdict(read_name(name)[1])
 
 
 def test_settings_in_a_name():
