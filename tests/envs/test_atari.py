@@ -201,6 +201,33 @@ def test_rewards_are_clipped_for_learning_alone(monkeypatch):
     assert step.reward.dtype == step.score.dtype == np.float32
 
 
+def test_a_life_is_lost_where_one_fewer_is_left():
+    """Not where there is one more, nor where none is left although the game goes on, which ends a little later."""
+    env, _ = make("BreakoutNoFrameskip-v4?max_frames=12", 3)
+    obs, _ = env.reset(0)
+    obs, no = obs.copy(), np.zeros(3, bool)
+    lives = iter([[4, 0, 6], [4, 0, 6], [4, 0, 5], [5, 5, 5], [4, 5, 5]])  # the fourth is that of new games
+
+    class Script:
+        def step(self, action):
+            return obs, np.zeros(3, np.int32), no, no, {"lives": np.array(next(lives))}
+
+        def reset(self, options):
+            assert options["reset_mask"].all()
+            return obs, {"lives": np.array(next(lives))}
+
+    env._games, told = Script(), []
+    for _ in range(4):
+        step = env.step(np.zeros(3, int))
+        told.append((step.terminated.tolist(), step.truncated.all(), step.game_over.all()))
+    assert told == [
+        ([True, False, False], False, False),
+        ([False, False, False], False, False),
+        ([False, False, True], True, True),
+        ([True, False, False], False, False),
+    ]
+
+
 def test_nothing_is_left_to_the_defaults_of_ale(monkeypatch):
     from ale_py import vector_env
 
