@@ -429,6 +429,7 @@ def film_of(path: Path) -> Iterator[tuple[Any, Callable[[Any], None]]]:
 def _list(argv: list[str]) -> None:
     from .algorithms import ALGORITHMS
     from .config import nearest
+    from .envs.atari import atari_games
     from .envs.classic import CLASSIC
     from .envs.mujoco_tasks import TASKS
 
@@ -450,6 +451,9 @@ def _list(argv: list[str]) -> None:
 
         for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC | TASKS):
             print(f"  {name}")
+        print("Atari, all streams stepped at once on threads (surefoot[atari]; PongNoFrameskip-v4 is Pong as Mnih et al. 2015 played it):")
+        for game in atari_games():  # last, since ALE registers more with Gymnasium
+            print(f"  ALE/{game}-v5")
     else:
         fail(f"list expects 'algorithms' or 'envs', got {what!r}{nearest(what, ['algorithms', 'envs'])}", code=2)
 

@@ -70,16 +70,8 @@ def scan_rollout(
 
         # Episodes seldom end: a branch is cheaper than a reset computed at every step.
         state, next_obs, keys = jax.lax.cond(jnp.any(ended), begin, lambda going_on: going_on, (state, obs, stream.keys))
-        row = {
-            "obs": stream.obs,
-            "action": action,
-            "reward": reward.astype(jnp.float32),
-            "terminated": terminated,
-            "truncated": truncated,
-            "final_obs": obs,
-            "valid": jnp.ones_like(ended),
-            "time": stream.time,
-        }
+        row = {"obs": stream.obs, "action": action, "reward": reward.astype(jnp.float32), "final_obs": obs, "time": stream.time}
+        row |= {"terminated": terminated, "truncated": truncated, "valid": jnp.ones_like(ended)}
         return Stream(state, next_obs, jnp.where(ended, 0, elapsed), keys, carry), row
 
     start = stream.carry
@@ -148,6 +140,10 @@ class HostCollector:
             self.seconds["environment"] += time.perf_counter() - acted
             rows["reward"][t], rows["valid"][t] = step.reward, step.valid
             rows["terminated"][t], rows["truncated"][t] = step.terminated, step.truncated
+            if step.score is not None:
+                rows.setdefault("score", np.zeros_like(rows["reward"]))[t] = step.score
+            if step.game_over is not None:
+                rows.setdefault("game_over", np.zeros_like(rows["valid"]))[t] = step.game_over
             self.time += step.valid
             ended = step.terminated | step.truncated
             if np.count_nonzero(ended):

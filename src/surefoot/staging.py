@@ -251,7 +251,7 @@ def is_matrix_product(instruction: Instruction) -> bool:
 
 
 def dot_general(instruction: Instruction, transposed: bool = False) -> Operation:
-    """A sum of products over the contracted axes; of two matrices by BLAS, anything else by `einsum`."""
+    """A sum of products over the contracted axes: by BLAS, or by `einsum` where there are axes that go along with each other."""
     (left, right), (batch_left, batch_right) = instruction.params["dimension_numbers"]
     x, y, out = instruction.avals
     if is_matrix_product(instruction):
@@ -259,6 +259,8 @@ def dot_general(instruction: Instruction, transposed: bool = False) -> Operation
         if transposed:
             return lambda x, y: (y if turn_y else y.T) @ (x if turn_x else x.T)
         return lambda x, y: (x.T if turn_x else x) @ (y.T if turn_y else y)
+    if not batch_left:
+        return lambda x, y: np.tensordot(x, y, (left, right)).astype(out.dtype, copy=False)
     axes_x, axes_y = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
     for i, j in (*zip(left, right, strict=True), *zip(batch_left, batch_right, strict=True)):
         axes_y[j] = axes_x[i]

@@ -33,6 +33,9 @@ class Step(NamedTuple):
     valid: Array  # [N] bool
     action_mask: Array | None = None  # [N, A] bool, legal actions in `obs`
     final_action_mask: Array | None = None  # [N, A] bool, legal actions in `final_obs`
+    # What results count, where it is not what is learned from; an episode that ends there ends for the learner too.
+    score: Array | None = None  # [N] float32, in place of `reward`: Atari's before clipping
+    game_over: Array | None = None  # [N] bool, where an episode ended: in Atari a game, and not a life
 
 
 class Rollout(NamedTuple):
@@ -51,7 +54,15 @@ class Rollout(NamedTuple):
     action_mask: Array | None = None  # [T, N, A] bool
     final_action_mask: Array | None = None  # [T, N, A] bool
     last_action_mask: Array | None = None  # [N, A] bool
+    score: Array | None = None  # [T, N] float32, as in `Step`
+    game_over: Array | None = None  # [T, N] bool
     carry: PyTree = None  # [N, ...] recurrent state before the first row; acting starts from zeros instead wherever `time` is 0
+
+
+def counted(rows: Any) -> tuple[Array, Array]:
+    """(rewards, where episodes end) of a `Step` or a `Rollout` as results count them, whatever is learned from."""
+    over = rows.terminated | rows.truncated if rows.game_over is None else rows.game_over
+    return rows.reward if rows.score is None else rows.score, over
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,10 @@ class EnvironmentSpec:
     num_envs: int
     has_action_mask: bool = False
     resume: Literal["exact", "episodes restart"] = "exact"  # what a resumed run can promise
-    # Successive frames along the first axis of a Box observation, newest last; zeros before an episode's first frame.
+    # K > 1: the first axis of a Box observation holds K successive frames, the newest last. What would be before an episode's first
+    # frame is zeros, and so for the learner's episodes where they are shorter than the environment's.
     frame_stack: int = 1
+    settings: dict[str, Any] | None = None  # JSON, all that decides how the environment is played beyond what its name says
 
 
 class DeviceEnvironment(Protocol):

@@ -235,8 +235,10 @@ def test_lists(cli: Callable[..., tuple[str, str]]) -> None:
     assert "ppo          Proximal policy optimisation" in cli("list", "algorithms")[0]
     out, err = cli("list", "envs")
     in_jax, through_gymnasium = out.split("through Gymnasium")
+    through_gymnasium, atari = through_gymnasium.split("Atari, all streams")
     assert "  CartPole-v1 " in in_jax
     assert "  FrozenLake-v1\n" in through_gymnasium
+    assert "  ALE/MsPacman-v5\n" in atari
     assert err == ""
 
 

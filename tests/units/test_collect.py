@@ -125,6 +125,8 @@ def test_rollouts_have_the_dtypes_of_the_contract():
         "action_mask": None,
         "final_action_mask": None,
         "last_action_mask": None,
+        "score": None,
+        "game_over": None,
         "carry": None,
     }
 
@@ -200,6 +202,8 @@ class Tape:
             spent = (self.story["terminated"] | self.story["truncated"])[t - 1] & (rng.random(num_envs) < 0.5)
             for name in ("valid", "terminated", "truncated"):
                 self.story[name][t, spent] = False
+        self.story["score"] = rng.normal(size=rows).astype(np.float32)
+        self.story["game_over"] = self.story["terminated"] & (rng.random(rows) < 0.5)
         space = Dict(inner=Dict(luck=Box(0.0, 1.0, (1,))), place=Box(-9, 9, (), np.int64))
         self.spec = EnvironmentSpec("tape", space, Discrete(4, start=10), num_envs, has_action_mask=True)
         self.live = {name: array[0].copy() for name, array in self.story.items()}
@@ -223,7 +227,8 @@ class Tape:
         self.show()
         live = self.live
         flags = live["terminated"], live["truncated"]
-        return Step(self.obs(), live["reward"], *flags, self.obs("final_"), live["valid"], live["mask"], live["final_mask"])
+        masks = live["mask"], live["final_mask"]
+        return Step(self.obs(), live["reward"], *flags, self.obs("final_"), live["valid"], *masks, live["score"], live["game_over"])
 
     def get_state(self):
         return {"position": np.array(self.position)}, {"length": len(self.story["luck"])}
@@ -258,7 +263,7 @@ def test_host_collector_against_the_story():
             np.testing.assert_array_equal(rollout.action[t], action)
             np.testing.assert_array_equal(environment.actions[before], action + 10)
             np.testing.assert_array_equal(rollout.action_mask[t], story["mask"][before])
-            for name in ("reward", "terminated", "truncated", "valid"):
+            for name in ("reward", "terminated", "truncated", "valid", "score", "game_over"):
                 np.testing.assert_array_equal(getattr(rollout, name)[t], story[name][after])
             over = ended[after]
             np.testing.assert_array_equal(rollout.final_obs["inner"]["luck"][t][over], story["final_luck"][after][over])

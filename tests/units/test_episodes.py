@@ -34,10 +34,20 @@ def story(num_steps, num_streams, seed=0):
     return reward, terminated, truncated, valid, time
 
 
-def rows_of(columns, rows):
+def rows_of(columns, rows, **games):
     reward, terminated, truncated, valid, time = (column[rows] for column in columns)
     unused = dict.fromkeys(("obs", "action", "final_obs", "last_obs", "progress"))
-    return Rollout(reward=reward, terminated=terminated, truncated=truncated, valid=valid, time=time, **unused)
+    games = {name: column[rows] for name, column in games.items()}
+    return Rollout(reward=reward, terminated=terminated, truncated=truncated, valid=valid, time=time, **unused, **games)
+
+
+def batches_of(columns, **games):
+    """What `follow` makes of a story in batches of 8 rows."""
+    running, batches = Running.start(columns[0].shape[1]), []
+    for begin in range(0, len(columns[0]), 8):
+        running, ended = follow(running, rows_of(columns, slice(begin, begin + 8), **games), discount=DISCOUNT)
+        batches.append(ended)
+    return Ended(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
 def test_episodes_are_followed_across_batches():
@@ -55,24 +65,48 @@ def test_episodes_are_followed_across_batches():
             if terminated[t, n] or truncated[t, n]:
                 expected[t, n] = sum(rewards), sum(DISCOUNT**k * r for k, r in enumerate(rewards)), len(rewards)
                 rewards = []
-    running, batches = Running.start(num_streams), []
-    for begin in range(0, num_steps, 8):
-        running, ended = follow(running, rows_of(columns, slice(begin, begin + 8)), discount=DISCOUNT)
-        batches.append(ended)
-    ended = Ended(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+    ended = batches_of(columns)
+    np.testing.assert_array_equal(ended.here, ended.learned)
     assert {tuple(index) for index in np.argwhere(ended.here).tolist()} == expected.keys()
     assert any(t // 8 != (t - length + 1) // 8 for (t, _), (_, _, length) in expected.items())
     for row, outcome in expected.items():
-        np.testing.assert_allclose([column[row] for column in ended[1:]], outcome, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose([column[row] for column in ended[2:]], outcome, rtol=1e-5, atol=1e-6)
 
 
 def test_running_sums_are_those_of_the_unfinished():
     columns = reward, _, truncated, valid, time = [np.zeros((3, 2), kind) for kind in (np.float32, bool, bool, bool, np.int32)]
     reward[:], valid[:], time[:] = [[1, 2], [3, 4], [5, 6]], True, [[4, 0], [5, 1], [6, 0]]
     truncated[1, 1] = True
-    running, _ = follow(Running(jnp.asarray([10.0, 0.0]), jnp.asarray([100.0, 0.0])), rows_of(columns, slice(None)), discount=0.5)
+    start = Running(jnp.asarray([10.0, 0.0]), jnp.asarray([100.0, 0.0]), jnp.asarray([4, 0]))
+    running, _ = follow(start, rows_of(columns, slice(None)), discount=0.5)
     np.testing.assert_allclose(running.episode_return, [19.0, 6.0])
     np.testing.assert_allclose(running.discounted_return, [100 + 1 / 16 + 3 / 32 + 5 / 64, 6.0])
+    assert running.length.tolist() == [7, 1]
+
+
+def test_games_are_counted_whole_and_what_is_learned_from_as_it_was_learned():
+    """A game is several of the learner's episodes, and its score is not the reward."""
+    columns = reward, terminated, truncated, valid, _ = story(24, 3, seed=1)
+    rng = np.random.default_rng(2)
+    game_over, score = (terminated | truncated) & (rng.random(reward.shape) < 0.4), rng.normal(size=reward.shape).astype(np.float32)
+    ended, lives = batches_of(columns, game_over=game_over, score=score), batches_of(columns)
+    for plain, games in zip((lives.here, lives.discounted_return), (ended.learned, ended.discounted_return), strict=True):
+        np.testing.assert_array_equal(plain, games)
+    expected = {}
+    for n in range(3):
+        scores = []
+        for t in np.flatnonzero(valid[:, n]).tolist():
+            scores.append(float(score[t, n]))
+            if game_over[t, n]:
+                expected[t, n] = sum(scores), len(scores)
+                scores = []
+    assert {tuple(index) for index in np.argwhere(ended.here).tolist()} == expected.keys()
+    assert 0 < ended.here.sum() < ended.learned.sum()
+    for row, outcome in expected.items():
+        np.testing.assert_allclose((ended.episode_return[row], ended.length[row]), outcome, rtol=1e-5, atol=1e-6)
+    metrics = Recent().take(ended)
+    assert metrics["episodes"] == len(expected)
+    assert metrics["discounted_return"] == pytest.approx(float(ended.discounted_return[ended.learned].mean()))
 
 
 def ended(returns, discounted, lengths):
@@ -82,7 +116,7 @@ def ended(returns, discounted, lengths):
         return np.array([[value] for pair in zip(np.full(len(values), -99), values, strict=True) for value in pair])
 
     here = column(np.ones(len(returns))) == 1
-    return Ended(here, column(returns), column(discounted), column(lengths))
+    return Ended(here, here, column(returns), column(discounted), column(lengths))
 
 
 def test_recent_counts_and_averages():

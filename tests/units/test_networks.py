@@ -11,8 +11,20 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from surefoot import networks
-from surefoot.networks import ACTIVATIONS, MLP, Pure, build_torso, find_factory, network_name, orthogonal_linear, register
+from surefoot import PPO, networks
+from surefoot.networks import (
+    ACTIVATIONS,
+    MLP,
+    Pure,
+    build_torso,
+    channels_last,
+    find_factory,
+    image_shape,
+    network_name,
+    orthogonal_linear,
+    own_network,
+    register,
+)
 
 SPACE = Box(-1.0, 1.0, (3,))
 OBS = np.array([0.5, -2.0, 1.0], np.float32)
@@ -79,6 +91,110 @@ def test_an_mlp_without_hidden_layers_passes_the_observation_on():
 def test_hidden_layers_have_a_width(hidden):
     with pytest.raises(ValueError, match=r"hidden expects widths of at least 1, got \("):
         build_torso("mlp", SPACE, jax.random.key(0), hidden=hidden, activation="tanh")
+
+
+# Networks for images
+
+
+def as_kernel(convolution, in_channels):
+    """The weights of a `Convolution` as [rows, columns, in, out]."""
+    size, stride = convolution.size, convolution.stride
+    across = size // stride
+    weight = np.asarray(convolution.layer.weight).reshape(-1, across, across, stride, stride, in_channels)
+    return weight.transpose(1, 3, 2, 4, 5, 0).reshape(size, size, in_channels, -1)
+
+
+def convolved(convolution, x, padding=0):
+    """[H, W, C] by window after window."""
+    x = np.pad(x, [(padding, padding)] * 2 + [(0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (convolution.size,) * 2, axis=(0, 1))[
+        :: convolution.stride, :: convolution.stride
+    ]
+    return np.einsum("hwcij,ijcd->hwd", windows, as_kernel(convolution, x.shape[-1])) + np.asarray(convolution.layer.bias)
+
+
+def pooled(x):
+    """[H, W, C] of which the last row is beyond the image where H is even, and the first too where it is odd."""
+    x = np.pad(x, [((size % 2), 1) for size in x.shape[:2]] + [(0, 0)], constant_values=-np.inf)
+    return np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(0, 1))[::2, ::2].max((-2, -1))
+
+
+@functools.cache
+def drawn(name, *shape):
+    """A torso for bytes of this shape, its many arrays from one program."""
+    space = Box(0, 255, shape, np.uint8)
+    return jax.jit(lambda key: build_torso(name, space, key, **SHAPE)[0])(jax.random.key(0))
+
+
+def with_biases(torso):
+    """All biases drawn, so that it shows where one is left out."""
+    leaves, structure = jax.tree.flatten(torso)
+    rng = np.random.default_rng(1)
+    return structure.unflatten([rng.normal(size=x.shape).astype(np.float32) if x.ndim == 1 else x for x in leaves])
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+call = jax.jit(lambda torso, obs: torso(obs))
+
+
+def test_nature_is_three_convolutions_and_a_layer():
+    torso = with_biases(drawn("nature", 4, 45, 51))  # 45 and 51 leave pixels over that no window reaches
+    obs = np.random.default_rng(0).integers(0, 256, (4, 45, 51), np.uint8)
+    x = obs.transpose(1, 2, 0) / 255
+    for convolution in torso.convolutions:
+        x = relu(convolved(convolution, x))
+    expected = relu(np.asarray(torso.hidden.weight) @ x.ravel() + np.asarray(torso.hidden.bias))
+    np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(call(torso, obs / np.float32(255)), expected, rtol=1e-4, atol=1e-4)  # floats are taken as they are
+    assert [(c.layer.weight.shape[0], c.size, c.stride) for c in torso.convolutions] == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    assert expected.shape == (512,)
+    assert (expected > 0).any()
+
+
+def test_impala_is_three_residual_stages_and_a_layer():
+    torso = with_biases(drawn("impala", 4, 13, 18))
+    obs = np.random.default_rng(0).integers(0, 256, (4, 13, 18), np.uint8)
+    x = obs.transpose(1, 2, 0) / 255
+    for stage in torso.stages:
+        x = pooled(convolved(stage.first, x, 1))
+        for one, other in (stage.residual[:2], stage.residual[2:]):
+            x = x + convolved(other, relu(convolved(one, relu(x), 1)), 1)
+    assert x.shape == (2, 3, 32)
+    expected = relu(np.asarray(torso.hidden.weight) @ relu(x).ravel() + np.asarray(torso.hidden.bias))
+    np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-3)
+    assert [stage.first.layer.weight.shape[0] for stage in torso.stages] == [16, 32, 32]
+    assert expected.shape == (256,)
+
+
+@pytest.mark.parametrize(("name", "size"), [("nature", (4, 45, 51)), ("impala", (4, 13, 18))])
+def test_layers_of_networks_for_images_are_orthogonal_and_differ(name, size):
+    torso = drawn(name, *size)
+    weights = [x for x in jax.tree.leaves(torso) if x.ndim == 2]
+    assert not any(x.any() for x in jax.tree.leaves(torso) if x.ndim == 1)
+    assert len(weights) == {"nature": 4, "impala": 16}[name]
+    for index, weight in enumerate(weights):
+        gain = 1.0 if name == "impala" and index < 15 else 2**0.5
+        np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), gain, rtol=1e-4)
+        assert all(np.abs(weight - other).max() > 0.01 for other in weights[:index] if other.shape == weight.shape)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((4, 5, 6), (1, 2, 0)), ((5, 6, 3), (0, 1, 2)), ((2, 5, 6, 3), (1, 2, 0, 3))])
+def test_channels_come_last_wherever_they_were(shape, axes):
+    obs = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(channels_last(jnp.asarray(obs)), obs.transpose(axes).reshape(5, 6, -1))
+    seen = image_shape("nature", Box(0, 255, shape, np.uint8), smallest=5)
+    assert seen == (5, 6, np.prod(shape) // 30)
+
+
+@pytest.mark.parametrize(
+    "space", [SPACE, Box(0, 255, (4, 35, 84), np.uint8), Box(0, 255, (84, 35, 4), np.uint8), Box(0, 255, (84, 84)), Dict(a=SPACE)]
+)
+def test_what_is_no_image_is_refused(space):
+    with pytest.raises(ValueError, match=r"The network 'nature' needs images of at least 36 x 36, .*; take 'mlp'\."):
+        build_torso("nature", space, jax.random.key(0), **SHAPE)
 
 
 # A user's own
@@ -167,13 +283,15 @@ def test_arrays_that_cannot_be_trained_are_refused_with_the_remedy():
 
 def test_a_network_is_recorded_by_module_and_name():
     assert network_name("mlp") == "mlp"
+    assert [own_network(PPO(network=name)) for name in (*networks.BUILT_IN, Torso)] == [None, None, None, f"{__name__}:Torso"]
     assert network_name(Torso) == f"{__name__}:Torso"
     assert find_factory(f"{__name__}:Torso", import_module=False) is Torso
 
 
 @pytest.mark.parametrize("given", [functools.partial(Torso), eqx.nn.Lambda(jnp.tanh)], ids=["partial", "instance"])
 def test_what_has_no_name_is_refused(given):
-    with pytest.raises(ValueError, match=r"network expects 'mlp', a class, or a function .* give the class itself and not an instance"):
+    expected = r"network expects 'mlp', 'nature', 'impala', a class, or a function .* give the class itself and not an instance"
+    with pytest.raises(ValueError, match=expected):
         network_name(given)
 
 
@@ -199,7 +317,7 @@ def test_a_registered_factory_stands_for_its_name():
 
 
 def test_an_unknown_built_in_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', a class, or 'module:Class'\."):
+    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', 'nature', 'impala', a class, or"):
         find_factory("mpl", import_module=False)
 
 

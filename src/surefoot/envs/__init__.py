@@ -6,6 +6,7 @@ from typing import Any
 
 from ..spaces import validate
 from ..types import DeviceEnvironment, EnvironmentSpec, HostEnvironment
+from .atari import atari_environment, is_atari
 from .classic import CLASSIC
 from .gymnasium import gymnasium_environment
 from .kinds import environment_name, is_device, is_vector
@@ -20,8 +21,8 @@ NUM_ENVS = 8  # unless the user says otherwise
 def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, EnvironmentSpec]:
     """`num_envs` streams of an environment, and what a learner must know of it.
 
-    `env` is the id of an environment written in JAX or of a MuJoCo task (`surefoot list envs`), any other Gymnasium id,
-    `module:factory`, a callable that returns a `gymnasium.Env`, a `gymnasium.vector.VectorEnv`, or a `DeviceEnvironment`.
+    `env` is the id of an environment written in JAX, of a MuJoCo task or an Atari game (`surefoot list envs`), any other Gymnasium
+    id, `module:factory`, a callable that returns a `gymnasium.Env`, a `gymnasium.vector.VectorEnv`, or a `DeviceEnvironment`.
     `gymnasium:CartPole-v1` asks for Gymnasium's own where there is another here too.
     """
     if num_envs < 1:
@@ -32,5 +33,8 @@ def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, 
         return device, EnvironmentSpec(device.name, device.observation_space, device.action_space, num_envs)
     if is_vector(env) and num_envs == NUM_ENVS:
         num_envs = env.num_envs  # it has its own number, and the user has not asked for another
-    host = (mujoco_environment if isinstance(env, str) and env in TASKS else gymnasium_environment)(env, num_envs)
+    if is_atari(env):
+        host = atari_environment(env, num_envs)
+    else:
+        host = (mujoco_environment if isinstance(env, str) and env in TASKS else gymnasium_environment)(env, num_envs)
     return host, host.spec

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from ..types import EnvironmentSpec, HostEnvironment, Observation
+from ..types import EnvironmentSpec, HostEnvironment, Observation, counted
+from .atari import atari_environment, is_atari
 from .boundary import EnvironmentWarning
 from .gymnasium import gymnasium_environment
 
@@ -49,7 +50,7 @@ def check(env: Any, num_steps: int = 1000, seed: int = 0) -> list[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EnvironmentWarning)
         try:
-            host = gymnasium_environment(env, num_envs=None)
+            host = atari_environment(env, 1) if is_atari(env) else gymnasium_environment(env, num_envs=None)
             play = random_play(host, num_steps, seed)
             findings += [*_about_rewards(play), *_about_episodes(play), *_about_observations(play), *_about_running(host.spec, play)]
             findings += _about_repeating(host, play, seed)
@@ -92,11 +93,11 @@ def random_play(host: HostEnvironment, num_steps: int, seed: int) -> Play:
         obs, mask = step.obs, step.action_mask
         rewards.append(step.reward[step.valid])
         elapsed += step.valid
-        ended = step.terminated | step.truncated
+        _, ended = counted(step)
         lengths += elapsed[ended].tolist()
         elapsed[ended] = 0
-        num_terminated += int(step.terminated.sum())
-        num_truncated += int((step.truncated & ~step.terminated).sum())
+        num_terminated += int((step.terminated & ended).sum())
+        num_truncated += int((step.truncated & ~step.terminated & ended).sum())
         for path, leaf in float_leaves(host.spec.observation_space, obs):
             wide = leaf.astype(np.float64)
             moments[path][0] += wide.mean(0)
@@ -189,7 +190,7 @@ def _about_running(spec: EnvironmentSpec, play: Play) -> Iterator[Finding]:
     yield Finding(
         "note",
         f"A step takes {seconds * 1e6:.0f} us{', which is slow: the environment will set the pace' if slow else ''}.",
-        "Run its copies in processes, with gymnasium.vector.AsyncVectorEnv." if slow else "",
+        "Run its copies in processes, with gymnasium.vector.AsyncVectorEnv." if slow and not is_atari(spec.name) else "",
     )
     if spec.resume == "exact":
         yield Finding("note", "A stopped run can be resumed exactly.")
@@ -197,7 +198,9 @@ def _about_running(spec: EnvironmentSpec, play: Play) -> Iterator[Finding]:
         yield Finding(
             "note",
             "A stopped run can be resumed, but its episodes restart: the state of the environment cannot be saved.",
-            "Offer get_state() -> (dict of arrays, JSON object) and set_state(arrays, info) on the environment's own class.",
+            "Offer get_state() -> (dict of arrays, JSON object) and set_state(arrays, info) on the environment's own class."
+            if not is_atari(spec.name)
+            else "",
         )
 
 

@@ -239,10 +239,7 @@ def build(make: Callable[[], Any], name: str) -> Any:
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         near = difflib.get_close_matches(name.rpartition(":")[2], gymnasium.registry, n=3)
         near_text = f" Did you mean {' or '.join(near)}?" if near else ""
-        atari = ' Atari games need another package: pip install "gymnasium[atari]".' if name.startswith("ALE/") else ""
-        raise ValueError(
-            f"There is no environment {name!r}.{near_text}{atari} A class of your own is given as 'module:factory'."
-        ) from error
+        raise ValueError(f"There is no environment {name!r}.{near_text} A class of your own is given as 'module:factory'.") from error
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         extra = re.search(r"gymnasium\[[\w,-]+\]", str(error))
         remedy = f'pip install "{extra[0]}"' if extra else "install it"

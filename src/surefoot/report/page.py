@@ -261,6 +261,7 @@ def environment(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         *((f"{kind} space", shorten(str(from_json(record[f"{kind}_space"])), 400)) for kind in ("observation", "action")),
         ("action masks", "yes" if record["has_action_mask"] else "no"),
         ("streams stepped in parallel", f"{record['num_envs']:,}"),
+        *((name.replace("_", " "), plain(value)) for name, value in record.get("environment_settings", {}).items()),
         ("seeds", ", ".join(str(record["seed"]) for record in records)),
         ("resume", RESUME.get(record["resume"], record["resume"])),
     ]

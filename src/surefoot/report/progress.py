@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from ..networks import advice
 from ..training.engine import DeviceEngine
 from ..training.session import Report, Session
 
@@ -46,6 +47,8 @@ class Progress:
             self._print(f"replay: {engine.config.replay_size:,} rows, {engine.replay_bytes / 1e6:,.0f} MB of memory")
         if record["resume"] != "exact":
             self._print("note: this environment cannot give its state; if the run is stopped and resumed, its episodes start anew")
+        if (note := advice(engine.config, engine.spec.observation_space)) is not None:
+            self._print(f"note: {note}")
         if engine.iteration:
             self._print(f"continuing from step {engine.step:,}")
         self.started, self.first_step = time.monotonic(), engine.step

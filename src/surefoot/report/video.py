@@ -1,12 +1,14 @@
 """Episodes of a policy as a film: into a .mp4 or .gif, or on the screen.
 
-An environment in JAX is stepped as in training, and Gymnasium's environment of the same name draws its states. Every other
-one is built with `render_mode="rgb_array"` and draws itself. The first episodes are those that `evaluate` plays first.
+An environment in JAX is stepped as in training, and Gymnasium's environment of the same name draws its states. An Atari game is
+played twice, once as the policy sees it and once in colour. Every other environment is built with `render_mode="rgb_array"` and
+draws itself. The first episodes are those that `evaluate` plays first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import subprocess
@@ -25,6 +27,7 @@ from PIL import Image
 
 from ..collect import HostCollector, start_stream
 from ..envs import environment_name, is_device, is_vector
+from ..envs.atari import AtariEnvironment, is_atari, read_name
 from ..envs.boundary import EnvironmentFault, describe
 from ..envs.classic import CLASSIC
 from ..envs.gymnasium import SerialEnvironment, build, maker, quiet
@@ -34,7 +37,7 @@ from ..training.evaluate import MAX_STEPS, act_of
 from ..training.policy import Policy
 from ..training.seeding import key_for, seed_for
 from ..training.session import whole_number
-from ..types import DeviceEnvironment, HostEnvironment
+from ..types import DeviceEnvironment, HostEnvironment, Observation, Step, counted
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [height, width, 3]
 MODE = "rgb_array"
@@ -112,9 +115,11 @@ def film(
         if name.rpartition(":")[2] in TASKS:
             with contextlib.suppress(ImportError):  # there is no MuJoCo, which is told below, or an older one
                 stack.enter_context(Unlogged())
-        camera = Camera(drawing_environment(env if device is None else name, name))
+        camera = GameCamera(name) if is_atari(env) else Camera(drawing_environment(env if device is None else name, name))
         stack.callback(camera.close)
-        if device is not None:
+        if isinstance(camera, GameCamera):
+            moments = play_host(camera, policy, episodes, deterministic, seed)
+        elif device is not None:
             moments = play_device(device, camera, policy, episodes, deterministic, seed)
         else:
             moments = play_host(SerialEnvironment(lambda: camera, 1, name), policy, episodes, deterministic, seed)
@@ -158,6 +163,37 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not self._is_closed:
             self._is_closed = True
             self.env.close()
+
+
+class GameCamera(AtariEnvironment):
+    """One Atari game, and beside it the same in colour: with one seed and the same actions no frame differs."""
+
+    def __init__(self, name: str):
+        rom, settings = read_name(name)
+        super().__init__(name, rom, settings, 1)
+        in_colour = dataclasses.replace(settings, grayscale=False, height=210, width=160, frame_stack=1)
+        self._twin = AtariEnvironment(name, rom, in_colour, 1)
+        self.metadata = {"render_fps": 60.0 / settings.frame_skip}
+        self._pictures: list[Picture] = []  # to be drawn; the last one stands
+
+    def reset(self, seed: int) -> tuple[Observation, None]:
+        self._pictures = [self._twin.reset(seed)[0][0, 0]]
+        return super().reset(seed)
+
+    def step(self, action: np.ndarray[Any, Any]) -> Step:
+        twin, step = self._twin.step(action), super().step(action)
+        is_over = int(counted(step)[1][0])
+        self._pictures = [twin.final_obs[0, 0].copy()] * is_over + [twin.obs[0, 0]]
+        return step
+
+    def render(self) -> Picture:
+        """Twice as large as on an Atari's screen; where a game is over, first its end and then the next one's beginning."""
+        picture = self._pictures.pop(0) if len(self._pictures) > 1 else self._pictures[0]
+        return picture.repeat(2, axis=0).repeat(2, axis=1)
+
+    def close(self) -> None:
+        super().close()
+        self._twin.close()
 
 
 def drawing_environment(env: Any, name: str) -> gymnasium.Env[Any, Any]:
@@ -238,12 +274,12 @@ def play_host(environment: HostEnvironment, policy: Policy, episodes: int, deter
         yield moment
         while not moment.ended:
             row, index = collector.collect(policy.acting, 1.0, jax.random.fold_in(keys, index)), index + 1
-            ended = bool(row.terminated[0, 0] or row.truncated[0, 0])
-            moment = Moment(episode, moment.length + 1, moment.episode_return + float(row.reward[0, 0]), ended)
+            reward, ended = counted(row)
+            moment = Moment(episode, moment.length + 1, moment.episode_return + float(reward[0, 0]), bool(ended[0, 0]))
             yield moment
 
 
-def draw(camera: Camera, name: str) -> Picture:
+def draw(camera: Camera | GameCamera, name: str) -> Picture:
     """What `camera` sees; ValueError where something is missing or it is no picture."""
     try:
         picture = camera.render()

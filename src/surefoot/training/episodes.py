@@ -11,24 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..math.returns import time_discount
-from ..types import Rollout
+from ..types import Rollout, counted
 
 
 class Running(NamedTuple):
-    """Sums over the episodes that are under way, [N]."""
+    """Sums over the episodes that are under way, [N]; the discounted ones over those that are learned from."""
 
     episode_return: jax.Array
     discounted_return: jax.Array
+    length: jax.Array  # int32
 
     @classmethod
     def start(cls, num_envs: int) -> Running:
-        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs))
+        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
 class Ended(NamedTuple):
     """Rows [T, N] at which an episode ended, and what it came to."""
 
     here: jax.Array
+    learned: jax.Array  # where one ended that is learned from, which `discounted_return` is of
     episode_return: jax.Array
     discounted_return: jax.Array
     length: jax.Array
@@ -36,17 +38,17 @@ class Ended(NamedTuple):
 
 def follow(running: Running, rollout: Rollout, *, discount: float) -> tuple[Running, Ended]:
     """Carry the running sums through a rollout."""
-    here = (rollout.terminated | rollout.truncated) & rollout.valid
-    reward = jnp.where(rollout.valid, rollout.reward, 0.0)
+    (score, over), valid = counted(rollout), rollout.valid
+    discounted = time_discount(rollout.time, discount=discount) * rollout.reward
+    gains = jax.tree.map(lambda x: jnp.where(valid, x, 0), Running(score, discounted, jnp.ones_like(rollout.time)))
+    over, learned = over & valid, (rollout.terminated | rollout.truncated) & valid
 
-    def step(running: Running, row: tuple[jax.Array, ...]) -> tuple[Running, Running]:
-        reward, discounted, ended = row
-        now = Running(running.episode_return + reward, running.discounted_return + discounted)
-        return Running(*(jnp.where(ended, 0.0, total) for total in now)), now
+    def step(running: Running, row: tuple[Running, Running]) -> tuple[Running, Running]:
+        now = jax.tree.map(jnp.add, running, row[0])
+        return jax.tree.map(lambda total, ended: jnp.where(ended, 0, total), now, row[1]), now
 
-    discounted = time_discount(rollout.time, discount=discount) * reward
-    running, sums = jax.lax.scan(step, running, (reward, discounted, here))
-    return running, Ended(here, *sums, rollout.time + 1)
+    running, sums = jax.lax.scan(step, running, (gains, Running(over, learned, over)))
+    return running, Ended(over, learned, *sums)
 
 
 class Recent:
@@ -63,8 +65,8 @@ class Recent:
         here = np.asarray(ended.here)
         self.returns.extend(np.asarray(ended.episode_return)[here].tolist())
         self.lengths.extend(np.asarray(ended.length)[here].tolist())
-        discounted = np.asarray(ended.discounted_return)[here]
-        self.episodes += len(discounted)
+        self.episodes += int(np.count_nonzero(here))
+        discounted = np.asarray(ended.discounted_return)[np.asarray(ended.learned)]
         now = None
         if len(discounted):
             error = float(discounted.std(ddof=1)) / math.sqrt(len(discounted)) if len(discounted) > 1 else math.nan

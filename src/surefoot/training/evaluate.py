@@ -14,7 +14,7 @@ import numpy as np
 from ..algorithms import of
 from ..collect import HostCollector, scan_rollout, start_stream
 from ..envs import is_device, is_vector, make
-from ..types import HostEnvironment, PyTree
+from ..types import HostEnvironment, PyTree, counted
 from .episodes import Running, follow
 from .policy import Policy
 from .seeding import key_for, seed_for
@@ -27,7 +27,7 @@ MAX_STEPS = 100_000  # of one episode: an environment without end must not hang 
 def evaluate(
     policy: Policy, env: Any, *, episodes: int = 100, deterministic: bool = True, seed: int = 0, poll: Callable[[], None] = lambda: None
 ) -> np.ndarray[Any, Any]:
-    """Undiscounted returns of `episodes` whole episodes, [episodes] float64, the same for the same seed.
+    """Undiscounted returns of `episodes` whole episodes, as results count them, [episodes] float64, the same for the same seed.
 
     Every stream plays a fixed number of episodes, so that short ones are not counted more often than long ones.
     `poll` is called between chunks and may raise.
@@ -98,7 +98,7 @@ def _evaluate_host(
         if collector.time[unfinished].max() >= MAX_STEPS:
             raise _no_end()
         rollout = collector.collect(policy.acting, 1.0, jax.random.fold_in(action_key, index))
-        for reward, ended, valid in zip(rollout.reward, rollout.terminated | rollout.truncated, rollout.valid, strict=True):
+        for reward, ended, valid in zip(*counted(rollout), rollout.valid, strict=True):
             total += np.where(valid, reward, 0.0)
             for n in np.flatnonzero(ended & valid):
                 returns[n].append(float(total[n]))

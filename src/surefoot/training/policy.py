@@ -133,6 +133,7 @@ def describe(config: Any, spec: EnvironmentSpec) -> dict[str, Any]:
         "action_space": to_json(spec.action_space),
         "has_action_mask": spec.has_action_mask,
         "num_envs": spec.num_envs,
+        **({} if spec.settings is None else {"environment_settings": spec.settings}),
     }
 
 
@@ -143,7 +144,8 @@ def undescribe(info: dict[str, Any]) -> tuple[Algorithm, Any, EnvironmentSpec]:
         config = algorithm.config(**info["config"])
         spaces = from_json(info["observation_space"]), from_json(info["action_space"])
         validate(*spaces)
-        return algorithm, config, EnvironmentSpec(str(info["environment"]), *spaces, int(info["num_envs"]), bool(info["has_action_mask"]))
+        given = str(info["environment"]), *spaces, int(info["num_envs"]), bool(info["has_action_mask"])
+        return algorithm, config, EnvironmentSpec(*given, settings=info.get("environment_settings"))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"The description of the policy makes no sense here: {error}") from error
 

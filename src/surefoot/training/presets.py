@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..algorithms import of
@@ -32,8 +33,27 @@ OFF_POLICY_CARTPOLE = {
     "activation": "tanh",
 }
 PATHWISE_PENDULUM = {"learning_starts": 512, "hidden": (64, 64), "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3}
+# Schulman et al. 2017, table 5, whose c1 weighs an error that is halved here; a critic on the actor's convolutions, as in its code.
+ATARI_PPO = {
+    "network": "nature",
+    "shared_trunk": True,
+    "num_steps": 128,
+    "epochs": 3,
+    "minibatch_size": 256,
+    "learning_rate": 2.5e-4,
+    "learning_rate_schedule": "linear",
+    "clip": 0.1,
+    "clip_schedule": "linear",
+    "entropy_coef": 0.01,
+    "value_coef": 1.0,
+}
+# Mnih et al. 2015, extended data table 1, but for Adam in place of RMSprop. Its million steps with more than `final_epsilon` are a
+# tenth of ten million.
+ATARI_DQN = {"network": "nature", "learning_starts": 50_000, "final_epsilon": 0.1}
+# Hessel et al. 2018, table 1, in steps of four frames.
+ATARI_RAINBOW = {"network": "nature", "learning_starts": 20_000, "target_interval": 2_000}
 MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
-# By algorithm and environment. The number of environments is the user's: every entry was tuned with the default of 8.
+# By algorithm and environment, or a pattern of its id. The number of environments is the user's: every entry is for the default of 8.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "CartPole-v1"): {"num_steps": 128},
     ("ppo", "CartPole-v1"): {
@@ -56,12 +76,19 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("trpo", "HalfCheetah-v5"): MUJOCO_TRPO,
     ("trpo", "Hopper-v5"): MUJOCO_TRPO,
     ("trpo", "Walker2d-v5"): MUJOCO_TRPO | {"initial_log_std": -0.5, "max_kl": 0.02},
+    ("ppo", "*NoFrameskip-v4"): ATARI_PPO | {"normalise_reward": False},  # they are clipped
+    ("ppo", "ALE/*-v5"): ATARI_PPO,
+    ("dqn", "*NoFrameskip-v4"): ATARI_DQN,
+    ("dqn", "ALE/*-v5"): ATARI_DQN,
+    ("rainbow", "*NoFrameskip-v4"): ATARI_RAINBOW,
+    ("rainbow", "ALE/*-v5"): ATARI_RAINBOW,
 }
 
 
 def preset_for(config: Any, environment: str) -> dict[str, Any]:
     """The preset's settings for this algorithm and environment that the user has not set, and that something reads."""
-    preset = PRESETS.get((of(config).name, environment.removeprefix("gymnasium:")), {})
+    name, environment = of(config).name, environment.removeprefix("gymnasium:").partition("?")[0]
+    preset = next((preset for (own, pattern), preset in PRESETS.items() if own == name and fnmatchcase(environment, pattern)), {})
     taken = config.explicit | getattr(config, "unread", {}).keys()
     return {name: value for name, value in preset.items() if name not in taken}
 

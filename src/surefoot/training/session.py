@@ -268,7 +268,8 @@ def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]
     def readable(value: Any) -> Any:
         return " ".join(str(from_json(value)).split()) if isinstance(value, dict) else repr(value)
 
-    before, now = ({**identity, **identity["config"], "config": None} for identity in (before, now))
+    spread = {"config": None, "environment_settings": None}
+    before, now = ({**one, **one["config"], **one.get("environment_settings", {}), **spread} for one in (before, now))
     if differing := [name for name in now if before.get(name) != now[name]]:
         listed = "; ".join(f"{name} was {readable(before.get(name))} and is now {readable(now[name])}" for name in differing)
         raise CheckpointError(f"{source} does not belong to this run: {listed}.")
@@ -277,7 +278,7 @@ def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]
 def versions() -> dict[str, str]:
     """Versions of what the bits depend on."""
     installed = {"python": platform.python_version()}
-    for name in ("surefoot", "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium", "mujoco"):
-        with suppress(metadata.PackageNotFoundError):  # MuJoCo is an extra
+    for name in ("surefoot", "jax", "jaxlib", "numpy", "equinox", "optax", "gymnasium", "mujoco", "ale-py"):
+        with suppress(metadata.PackageNotFoundError):  # some are extras
             installed[name] = metadata.version(name)
     return installed
