@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from .envs import NUM_ENVS
+from .envs import IN_JAX, NUM_ENVS
 
 USAGE = """usage: surefoot VERB ...
 
@@ -429,7 +429,6 @@ def film_of(path: Path) -> Iterator[tuple[Any, Callable[[Any], None]]]:
 def _list(argv: list[str]) -> None:
     from .algorithms import ALGORITHMS
     from .config import nearest
-    from .envs.classic import CLASSIC
     from .envs.mujoco_tasks import TASKS
 
     what = argv[0] if argv else ""
@@ -440,7 +439,7 @@ def _list(argv: list[str]) -> None:
             print(f"{name:<12} {algorithm.config.__doc__}")
     elif what == "envs":
         print("in JAX, compiled with the learner:")
-        for name, environment in CLASSIC.items():
+        for name, environment in IN_JAX.items():
             print(f"  {name:<28} actions {environment.action_space}, at most {environment.max_episode_steps} steps")
         print("MuJoCo, all streams stepped at once on threads (surefoot[mujoco]):")
         for name, task in TASKS.items():
@@ -448,7 +447,7 @@ def _list(argv: list[str]) -> None:
         print("through Gymnasium, stepped from Python (gymnasium:ID also for those above):")
         import gymnasium
 
-        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC | TASKS):
+        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in IN_JAX | TASKS):
             print(f"  {name}")
     else:
         fail(f"list expects 'algorithms' or 'envs', got {what!r}{nearest(what, ['algorithms', 'envs'])}", code=2)

@@ -40,6 +40,7 @@ from .boundary import (
     without_tuples,
 )
 from .kinds import environment_name
+from .minatar import MINATAR
 from .mujoco_tasks import TASKS
 from .vector import VectorEnvironment
 
@@ -237,7 +238,7 @@ def build(make: Callable[[], Any], name: str) -> Any:
     try:
         env = make()
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        near = difflib.get_close_matches(name.rpartition(":")[2], gymnasium.registry, n=3)
+        near = difflib.get_close_matches(name.rpartition(":")[2], [*gymnasium.registry, *MINATAR], n=3)
         near_text = f" Did you mean {' or '.join(near)}?" if near else ""
         atari = ' Atari games need another package: pip install "gymnasium[atari]".' if name.startswith("ALE/") else ""
         raise ValueError(
