@@ -13,7 +13,7 @@ from weakref import WeakSet
 import numpy as np
 
 from .envs import NUM_ENVS
-from .networks import find_factory
+from .networks import BUILT_IN, find_factory
 from .report import video
 from .report.audit import plot_audit
 from .report.curves import plot
@@ -65,7 +65,7 @@ class Run:
         """The policy, its environment and the run's seed."""
         use_compilation_cache()
         record = read_record(self.path)
-        if (network := record["config"].get("network", "mlp")) != "mlp":
+        if (network := record["config"].get("network", "mlp")) not in BUILT_IN:
             find_factory(network, import_module=True)
         env = recorded_environment(record) if self._env is None else self._env
         return {"policy": self.policy, "env": env, "seed": record["seed"]}

@@ -63,6 +63,73 @@ class MLP(eqx.Module):
         return x
 
 
+def image_shape(name: str, space: gymnasium.Space[Any], *, smallest: int) -> tuple[int, int, int]:
+    """Height, width and channels of what the network `name` sees; ValueError where it is no image of `smallest` pixels a side."""
+    shape = space.shape if isinstance(space, gymnasium.spaces.Box) else ()
+    seen = jax.eval_shape(channels_last, jax.ShapeDtypeStruct(shape, jnp.uint8)).shape if len(shape) in (3, 4) else (0, 0, 0)
+    if min(seen[:2]) < smallest:
+        raise ValueError(
+            f"The network {name!r} needs images of at least {smallest} x {smallest}, a Box of shape [height, width, channels], or [frames, "
+            f"height, width] with or without colours behind it, and the observation space is {str(space)[:200]}; take 'mlp'."
+        )
+    return seen
+
+
+def channels_last(obs: jax.Array) -> jax.Array:
+    """[H, W, C] of an image, of frames [K, H, W] (told apart by which end is shorter), or of frames in colour [K, H, W, C]."""
+    if obs.ndim == 4:
+        return obs.transpose(1, 2, 0, 3).reshape(*obs.shape[1:3], -1)
+    return obs.transpose(1, 2, 0) if obs.shape[0] < obs.shape[2] else obs
+
+
+def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """[H, W, C] to what each step of a convolution sees, [H', W', size * size * C]; `stride` divides `size`.
+
+    By blocks of stride x stride; in a block by rows, columns and channels.
+    """
+    assert size % stride == 0
+    height, width, across = x.shape[0] // stride, x.shape[1] // stride, size // stride
+    x = x[: height * stride, : width * stride].reshape(height, stride, width, -1).swapaxes(1, 2).reshape(height, width, -1)
+    last = height - across + 1, width - across + 1
+    return jnp.concatenate([x[i : i + last[0], j : j + last[1]] for i in range(across) for j in range(across)], axis=-1)
+
+
+class Convolution(eqx.Module):
+    """A convolution [H, W, C] to [H', W', D] as a linear layer on patches; bytes are divided by 255.
+
+    On the CPU this takes a tenth of the time of XLA's own convolution where gradients are taken inside a loop.
+    """
+
+    layer: eqx.nn.Linear
+    size: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+
+    def __init__(self, in_channels: int, out_channels: int, key: jax.Array, *, size: int, stride: int = 1):
+        self.layer = orthogonal_linear(size * size * in_channels, out_channels, 2**0.5, key)
+        self.size, self.stride = size, stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        seen = patches(x, self.size, self.stride)
+        seen = seen.astype(jnp.float32) * (1.0 / 255.0) if seen.dtype == jnp.uint8 else seen
+        return seen @ self.layer.weight.T + self.layer.bias
+
+
+class MinAtarTorso(eqx.Module):
+    """The network for MinAtar of Young & Tian 2019 (arXiv:1903.03176): 16 filters of 3 x 3 and a layer of 128."""
+
+    convolution: Convolution
+    hidden: eqx.nn.Linear
+
+    def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
+        height, width, channels = image_shape("minatar", observation_space, smallest=3)
+        first, last = jax.random.split(key)
+        self.convolution = Convolution(channels, 16, first, size=3)
+        self.hidden = orthogonal_linear((height - 2) * (width - 2) * 16, 128, 2**0.5, last)
+
+    def __call__(self, obs: Observation) -> jax.Array:
+        return jax.nn.relu(self.hidden(jnp.ravel(jax.nn.relu(self.convolution(channels_last(obs))))))
+
+
 class Pure(eqx.Module):
     """A module split into its arrays, which are trained, and everything else, which is not: functions become static."""
 
@@ -73,6 +140,9 @@ class Pure(eqx.Module):
         return eqx.combine(self.arrays, self.static)(obs)
 
 
+IMAGE_TORSOS: dict[str, TorsoFactory] = {"minatar": MinAtarTorso}
+BUILT_IN = "mlp", *IMAGE_TORSOS
+CHOICES = ", ".join(map(repr, BUILT_IN))
 _factories: dict[str, TorsoFactory] = {}
 
 
@@ -82,7 +152,7 @@ def network_name(network: str | TorsoFactory) -> str:
         return network
     if not hasattr(network, "__qualname__"):
         raise ValueError(
-            f"network expects 'mlp', a class, or a function (observation_space, key) that builds a torso, got {network!r:.80}; "
+            f"network expects {CHOICES}, a class, or a function (observation_space, key) that builds a torso, got {network!r:.80}; "
             "give the class itself and not an instance, and a def in place of a functools.partial."
         )
     name = first = f"{network.__module__}:{network.__qualname__}"
@@ -100,9 +170,9 @@ def register(name: str, factory: TorsoFactory) -> None:
 
 
 def own_network(config: Any) -> str | None:
-    """The name of the network that a user gave to a configuration; None where it is 'mlp', or there is no such setting."""
+    """The name of the network that a user gave to a configuration; None where it is built in, or there is no such setting."""
     name: str = getattr(config, "network", "mlp")
-    return None if name == "mlp" else name
+    return None if name in BUILT_IN else name
 
 
 def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
@@ -114,7 +184,7 @@ def find_factory(name: str, *, import_module: bool) -> TorsoFactory:
         return _factories[name]
     module_name, _, attribute = name.partition(":")
     if not attribute:
-        raise ValueError(f"There is no network {name!r}{nearest(name, ['mlp'])} Give 'mlp', a class, or 'module:Class'.")
+        raise ValueError(f"There is no network {name!r}{nearest(name, BUILT_IN)} Give {CHOICES}, a class, or 'module:Class'.")
     if import_module:
         try:
             importlib.import_module(module_name)
@@ -137,6 +207,8 @@ def build_torso(
     """The torso called `name` and its number of features; a torso that does not give a float vector is refused."""
     if name == "mlp":
         torso = MLP(observation_space, key, hidden=hidden, activation=activation)
+    elif name in IMAGE_TORSOS:
+        torso = IMAGE_TORSOS[name](observation_space, key)
     else:
         torso: Any = find_factory(name, import_module=False)(observation_space, key)
         if not callable(torso):

@@ -31,7 +31,7 @@ class ActorCriticSettings:
     normalise_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     network: str = "mlp"
-    """The torso of actor and critic: 'mlp', or a class (Python), or 'module:Class'."""
+    """The torso of actor and critic: 'mlp', 'minatar' for small images, a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of 'mlp'."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"

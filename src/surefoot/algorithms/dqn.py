@@ -79,7 +79,7 @@ class DQN:
     importance_exponent: float = 0.4
     """How far importance weights correct for it at the start of the run; at its end they do so fully."""
     network: str = "mlp"
-    """The torso: 'mlp', or a class (Python), or 'module:Class'."""
+    """The torso: 'mlp', 'minatar' for small images, a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of 'mlp'."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "relu"
