@@ -26,8 +26,8 @@ class NoisyLinear(eqx.Module):
         bound = in_size**-0.5
         self.weight = jax.random.uniform(weight_key, (out_size, in_size), minval=-bound, maxval=bound)
         self.bias = jax.random.uniform(bias_key, (out_size,), minval=-bound, maxval=bound)
-        self.weight_scale = jnp.full((out_size, in_size), initial_scale * bound)
-        self.bias_scale = jnp.full(out_size, initial_scale * bound)
+        self.weight_scale = jnp.full_like(self.weight, initial_scale * bound)
+        self.bias_scale = jnp.full_like(self.bias, initial_scale * bound)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Without a key, the means."""

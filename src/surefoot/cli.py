@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from .envs import NUM_ENVS
+from .envs import IN_JAX, NUM_ENVS
 
 USAGE = """usage: surefoot VERB ...
 
@@ -430,7 +430,6 @@ def _list(argv: list[str]) -> None:
     from .algorithms import ALGORITHMS
     from .config import nearest
     from .envs.atari import atari_games
-    from .envs.classic import CLASSIC
     from .envs.mujoco_tasks import TASKS
 
     what = argv[0] if argv else ""
@@ -441,7 +440,7 @@ def _list(argv: list[str]) -> None:
             print(f"{name:<12} {algorithm.config.__doc__}")
     elif what == "envs":
         print("in JAX, compiled with the learner:")
-        for name, environment in CLASSIC.items():
+        for name, environment in IN_JAX.items():
             print(f"  {name:<28} actions {environment.action_space}, at most {environment.max_episode_steps} steps")
         print("MuJoCo, all streams stepped at once on threads (surefoot[mujoco]):")
         for name, task in TASKS.items():
@@ -449,7 +448,7 @@ def _list(argv: list[str]) -> None:
         print("through Gymnasium, stepped from Python (gymnasium:ID also for those above):")
         import gymnasium
 
-        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in CLASSIC | TASKS):
+        for name in sorted(spec.id for spec in gymnasium.registry.values() if spec.id not in IN_JAX | TASKS):
             print(f"  {name}")
         print("Atari, all streams stepped at once on threads (surefoot[atari]; PongNoFrameskip-v4 is Pong as Mnih et al. 2015 played it):")
         for game in atari_games():  # last, since ALE registers more with Gymnasium

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,22 @@ def clipped_optimiser(config: Any) -> optax.GradientTransformation:
         return clipped_adam(config)
     scale = optax.scale_by_rms(decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True)
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), scale)
+
+
+def as_vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """(the arrays of `tree` as one vector, the way back from such a vector).
+
+    The gradient of the way back is a sum of padded parts. That of `ravel_pytree` is a concatenation, into which XLA for a CPU of several
+    cores draws the sum over a minibatch that is a small layer's bias, and takes it at each place of the whole vector.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    starts = list(itertools.accumulate([leaf.size for leaf in leaves], initial=0))
+
+    def back(vector: jax.Array) -> PyTree:
+        parts = [jax.lax.slice(vector, (start,), (end,)) for start, end in itertools.pairwise(starts)]
+        return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), back
 
 
 def gradient_step(

@@ -206,6 +206,22 @@ class Impala(eqx.Module):
         return jax.nn.relu(self.hidden(jnp.ravel(jax.nn.relu(x))))
 
 
+class MinAtarTorso(eqx.Module):
+    """The network for MinAtar of Young & Tian 2019 (arXiv:1903.03176): 16 filters of 3 x 3 and a layer of 128."""
+
+    convolution: Convolution
+    hidden: eqx.nn.Linear
+
+    def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
+        height, width, channels = image_shape("minatar", observation_space, smallest=3)
+        first, last = jax.random.split(key)
+        self.convolution = Convolution(channels, 16, first, size=3)
+        self.hidden = orthogonal_linear((height - 2) * (width - 2) * 16, 128, 2**0.5, last)
+
+    def __call__(self, obs: Observation) -> jax.Array:
+        return jax.nn.relu(self.hidden(jnp.ravel(jax.nn.relu(self.convolution(channels_last(obs))))))
+
+
 class Pure(eqx.Module):
     """A module split into its arrays, which are trained, and everything else, which is not: functions become static."""
 
@@ -216,7 +232,7 @@ class Pure(eqx.Module):
         return eqx.combine(self.arrays, self.static)(obs)
 
 
-IMAGE_TORSOS: dict[str, TorsoFactory] = {"nature": Nature, "impala": Impala}
+IMAGE_TORSOS: dict[str, TorsoFactory] = {"nature": Nature, "impala": Impala, "minatar": MinAtarTorso}
 BUILT_IN = "mlp", *IMAGE_TORSOS
 CHOICES = ", ".join(map(repr, BUILT_IN))
 _factories: dict[str, TorsoFactory] = {}

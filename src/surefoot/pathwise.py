@@ -44,7 +44,7 @@ class ReplayActorCriticSettings:
     target_rate: float = 0.005
     """Fraction of the way that target networks move towards the online ones in each gradient step."""
     network: str = "mlp"
-    """What sees the observation in actor and critic: 'mlp', 'nature' or 'impala' for images, a class (Python), or 'module:Class'."""
+    """The torso of actor and critic: 'mlp', 'nature', 'impala' or 'minatar' for images, a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "relu"

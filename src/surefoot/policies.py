@@ -34,7 +34,7 @@ class ActorCriticSettings:
     state_discount: bool = False
     """Weigh step t of an episode by gamma^t, as the gradient of the discounted return has it; leaving it out is customary."""
     network: str = "mlp"
-    """The torso of actor and critic: 'mlp', 'nature' or 'impala' for images, a class (Python), or 'module:Class'."""
+    """The torso of actor and critic: 'mlp', 'nature', 'impala' or 'minatar' for images, a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of 'mlp'."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"

@@ -295,13 +295,14 @@ def sequences(replay: Replay, index: jax.Array, *, length: int) -> Sequences:
     place = ring * stream + (index % ring + jnp.arange(length + 1)[:, None]) % ring
     is_end = place == ring * stream + replay.cursor[stream] % ring  # what will be acted on next: the rows from there on are the oldest
     row = place[:-1]
+    valid = rows.acted[row] & (jnp.cumsum(is_end, axis=0) == 0)[:-1]
     return Sequences(
         obs=observations(rows, place, ring),
         action=rows.action[row],
         reward=rows.reward[row],
         terminated=rows.terminated[row],
         truncated=rows.truncated[row] | is_end[1:],
-        valid=rows.acted[row] & (jnp.cumsum(is_end, axis=0) == 0)[:-1],
+        valid=valid,
         action_mask=None if rows.action_mask is None else rows.action_mask[place],
         old_log_prob=None if rows.old_log_prob is None else rows.old_log_prob[row],
     )

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from surefoot.action_values import ActionValues, NoisyLinear
 from surefoot.algorithms import dqn
 from surefoot.algorithms.dqn import DQN, Acting, Rainbow
+from surefoot.minibatches import as_vector
 from surefoot.replay import Transitions, draw_prioritised, draw_uniform, insert
 from surefoot.types import EnvironmentSpec, Rollout
 
@@ -350,6 +351,13 @@ def test_noise_is_factorised_and_has_no_mean():
     assert np.all(np.abs(covariance - np.diag(np.diag(covariance))) < 0.04), "uncorrelated, though not independent"
     np.testing.assert_allclose(layer(jnp.ones(4), None), layer.weight.sum(axis=1) + layer.bias, rtol=1e-5)
     np.testing.assert_allclose(layer.weight_scale, 0.5 / 2)
+
+
+def test_noise_begins_with_the_types_that_an_update_leaves():
+    """Or the program would be compiled twice."""
+    layers = [NoisyLinear(4, 3, jax.random.key(0)), as_vector(NoisyLinear(4, 3, jax.random.key(0)))[1](jnp.zeros(30))]
+    before, after = ([(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(layer)] for layer in layers)
+    assert before == after
 
 
 def test_noisy_acting_varies_with_the_key_alone():

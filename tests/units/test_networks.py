@@ -197,6 +197,39 @@ def test_what_is_no_image_is_refused(space):
         build_torso("nature", space, jax.random.key(0), **SHAPE)
 
 
+BOARD = Box(0, 1, (10, 10, 4), np.bool_)
+
+
+def test_minatar_s_network_is_a_convolution_and_a_layer():
+    torso, size = build_torso("minatar", BOARD, jax.random.key(0), **SHAPE)
+    obs = np.asarray(jax.random.bernoulli(jax.random.key(1), 0.3, (5, 10, 10, 4)))
+    filters = torso.convolution.layer.weight.reshape(16, 3, 3, 4)  # by rows, columns and channels
+    bias = jnp.linspace(-0.3, 0.3, 16)
+    torso = eqx.tree_at(lambda torso: (torso.convolution.layer.bias, torso.hidden.bias), torso, (bias, jnp.linspace(-0.2, 0.2, 128)))
+    seen = jax.lax.conv_general_dilated(obs.astype(np.float32), filters, (1, 1), "VALID", dimension_numbers=("NHWC", "OHWI", "NHWC"))
+    flat = np.maximum(np.asarray(seen + bias), 0).reshape(5, 8 * 8 * 16)
+    expected = np.maximum(flat @ np.asarray(torso.hidden.weight).T + np.asarray(torso.hidden.bias), 0)
+    np.testing.assert_allclose(jax.jit(jax.vmap(torso))(obs), expected, rtol=1e-5, atol=1e-5)
+    assert size == 128
+    assert (expected > 0).any(axis=1).all()
+    for layer in (torso.convolution.layer, torso.hidden):
+        gram = np.asarray(layer.weight @ layer.weight.T)
+        np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
+
+
+def test_bytes_reach_a_convolution_as_fractions_and_bits_as_they_are():
+    torso, _ = build_torso("minatar", BOARD, jax.random.key(0), **SHAPE)
+    bits = np.asarray(jax.random.bernoulli(jax.random.key(1), 0.3, (10, 10, 4)))
+    np.testing.assert_allclose(torso(bits), torso(bits.astype(np.float32)), rtol=1e-6)
+    np.testing.assert_allclose(torso(bits), torso(255 * bits.astype(np.uint8)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", [SPACE, Discrete(3), Box(0, 1, (2, 10, 2)), Dict(a=BOARD)])
+def test_what_is_no_image_is_refused_by_a_network_for_images(space):
+    with pytest.raises(ValueError, match=r"'minatar' needs images of at least 3 x 3, .* take 'mlp'"):
+        build_torso("minatar", space, jax.random.key(0), **SHAPE)
+
+
 # A user's own
 
 
@@ -290,7 +323,7 @@ def test_a_network_is_recorded_by_module_and_name():
 
 @pytest.mark.parametrize("given", [functools.partial(Torso), eqx.nn.Lambda(jnp.tanh)], ids=["partial", "instance"])
 def test_what_has_no_name_is_refused(given):
-    expected = r"network expects 'mlp', 'nature', 'impala', a class, or a function .* give the class itself and not an instance"
+    expected = r"network expects 'mlp', 'nature', 'impala', 'minatar', a class, or a function .* give the class itself and not an instance"
     with pytest.raises(ValueError, match=expected):
         network_name(given)
 
@@ -316,9 +349,12 @@ def test_a_registered_factory_stands_for_its_name():
     assert find_factory("their_module:Theirs", import_module=False) is Torso
 
 
-def test_an_unknown_built_in_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"There is no network 'mpl', did you mean 'mlp'\? Give 'mlp', 'nature', 'impala', a class, or"):
-        find_factory("mpl", import_module=False)
+@pytest.mark.parametrize(("given", "nearest"), [("mpl", "mlp"), ("minitar", "minatar")])
+def test_an_unknown_built_in_name_is_refused_with_the_nearest(given, nearest):
+    with pytest.raises(
+        ValueError, match=rf"There is no network '{given}', did you mean '{nearest}'\? Give 'mlp', .*, a class, or 'module:Class'\."
+    ):
+        find_factory(given, import_module=False)
 
 
 @pytest.mark.parametrize(

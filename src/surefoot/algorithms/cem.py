@@ -52,7 +52,7 @@ class CEM:
     normalise_observation: bool = True
     """Subtract the running mean of observations and divide by their running standard deviation, both as the last generation left them."""
     network: str = "mlp"
-    """The torso of the policy: 'mlp', 'nature' or 'impala' for images, a class (Python), or 'module:Class'."""
+    """The torso of the policy: 'mlp', 'nature', 'impala' or 'minatar' for images, a class (Python), or 'module:Class'."""
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers of 'mlp'; none by default, a linear policy."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"

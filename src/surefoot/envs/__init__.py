@@ -10,12 +10,14 @@ from .atari import atari_environment, is_atari
 from .classic import CLASSIC
 from .gymnasium import gymnasium_environment
 from .kinds import environment_name, is_device, is_vector
+from .minatar import MINATAR
 from .mujoco import mujoco_environment
 from .mujoco_tasks import TASKS
 
-__all__ = ["NUM_ENVS", "environment_name", "is_device", "is_vector", "make"]
+__all__ = ["IN_JAX", "NUM_ENVS", "environment_name", "is_device", "is_vector", "make"]
 
 NUM_ENVS = 8  # unless the user says otherwise
+IN_JAX: dict[str, DeviceEnvironment] = {**CLASSIC, **MINATAR}
 
 
 def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, EnvironmentSpec]:
@@ -27,7 +29,7 @@ def make(env: Any, num_envs: int) -> tuple[DeviceEnvironment | HostEnvironment, 
     """
     if num_envs < 1:
         raise ValueError(f"The number of environments must be at least 1, got {num_envs}.")
-    device = CLASSIC.get(env) if isinstance(env, str) else env if is_device(env) else None
+    device = IN_JAX.get(env) if isinstance(env, str) else env if is_device(env) else None
     if device is not None:
         validate(device.observation_space, device.action_space)
         return device, EnvironmentSpec(device.name, device.observation_space, device.action_space, num_envs)

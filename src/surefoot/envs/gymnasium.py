@@ -40,6 +40,7 @@ from .boundary import (
     without_tuples,
 )
 from .kinds import environment_name
+from .minatar import MINATAR
 from .mujoco_tasks import TASKS
 from .vector import VectorEnvironment
 
@@ -237,7 +238,7 @@ def build(make: Callable[[], Any], name: str) -> Any:
     try:
         env = make()
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        near = difflib.get_close_matches(name.rpartition(":")[2], gymnasium.registry, n=3)
+        near = difflib.get_close_matches(name.rpartition(":")[2], [*gymnasium.registry, *MINATAR], n=3)
         near_text = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"There is no environment {name!r}.{near_text} A class of your own is given as 'module:factory'.") from error
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:

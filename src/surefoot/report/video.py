@@ -1,8 +1,8 @@
 """Episodes of a policy as a film: into a .mp4 or .gif, or on the screen.
 
-An environment in JAX is stepped as in training, and Gymnasium's environment of the same name draws its states. An Atari game is
-played twice, once as the policy sees it and once in colour. Every other environment is built with `render_mode="rgb_array"` and
-draws itself. The first episodes are those that `evaluate` plays first.
+An environment in JAX is stepped as in training; Gymnasium's environment of the same name draws its states, `board.py` MinAtar. An
+Atari game is played twice, once as the policy sees it and once in colour. Every other environment is built with
+`render_mode="rgb_array"` and draws itself. The first episodes are those that `evaluate` plays first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image
 
 from ..collect import HostCollector, start_stream
-from ..envs import environment_name, is_device, is_vector
+from ..envs import IN_JAX, environment_name, is_device, is_vector
 from ..envs.atari import AtariEnvironment, is_atari, read_name
 from ..envs.boundary import EnvironmentFault, describe
-from ..envs.classic import CLASSIC
 from ..envs.gymnasium import SerialEnvironment, build, maker, quiet
+from ..envs.minatar import MinAtar
 from ..envs.mujoco import Unlogged
 from ..envs.mujoco_tasks import TASKS
 from ..training.evaluate import MAX_STEPS, act_of
@@ -38,6 +38,7 @@ from ..training.policy import Policy
 from ..training.seeding import key_for, seed_for
 from ..training.session import whole_number
 from ..types import DeviceEnvironment, HostEnvironment, Observation, Step, counted
+from .board import Board
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # [height, width, 3]
 MODE = "rgb_array"
@@ -104,8 +105,8 @@ def film(
     """
     whole_number("episodes", episodes, minimum=1)
     name = environment_name(env)
-    device = CLASSIC.get(env) if isinstance(env, str) else env if is_device(env) else None
-    if device is not None and device is not CLASSIC.get(name):
+    device = IN_JAX.get(env) if isinstance(env, str) else env if is_device(env) else None
+    if device is not None and device is not IN_JAX.get(name):
         raise ValueError(f"{name} is pure functions, which draw nothing; give a Gymnasium environment like it: Run(path, env=...).")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if is_headless():  # SDL would complain on the screen of what it does not find
@@ -115,7 +116,12 @@ def film(
         if name.rpartition(":")[2] in TASKS:
             with contextlib.suppress(ImportError):  # there is no MuJoCo, which is told below, or an older one
                 stack.enter_context(Unlogged())
-        camera = GameCamera(name) if is_atari(env) else Camera(drawing_environment(env if device is None else name, name))
+        if is_atari(env):
+            camera = GameCamera(name)
+        elif isinstance(device, MinAtar):
+            camera = Camera(Board(device))
+        else:
+            camera = Camera(drawing_environment(env if device is None else name, name))
         stack.callback(camera.close)
         if isinstance(camera, GameCamera):
             moments = play_host(camera, policy, episodes, deterministic, seed)
@@ -253,7 +259,7 @@ def play_device(
         state, obs = jax.tree.map(lambda rows, episode=episode: rows[episode], (start.state, start.obs))
         action, moment = None, Moment(episode, 0, 0.0, False)
         while True:
-            canvas.state = np.asarray(state, np.float64)
+            canvas.state = np.asarray(obs) if isinstance(canvas, Board) else np.asarray(state, np.float64)
             if isinstance(canvas, PendulumEnv):
                 canvas.last_u = None if action is None else action[0]
             yield moment
