@@ -133,9 +133,7 @@ def test_without_a_pad_token_rows_are_filled_with_the_end_token_and_masks_tell_t
 
 
 def test_without_an_end_token_a_tokenizer_is_refused(make):
-    with pytest.raises(
-        ValueError, match=r"tokenizer of gpt has no end token, .* tokenizer\.eos_token = .*\"eos_token\" in its tokenizer_config"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer of gpt has no end token, .*tokenizer\.eos_token = .*\"eos_token\" in its tokenizer_"):
         make_tokens(make(roles=("bos", "pad")), "gpt")
 
 
@@ -146,13 +144,9 @@ def test_more_tokens_than_embeddings_are_refused_and_more_embeddings_are_not(mak
     check_vocabulary(found, len(tokenizer))
     check_vocabulary(found, len(tokenizer) + 64)
     last = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
-    with pytest.raises(
-        ValueError, match=rf"gpt has 1 tokens? beyond the model's {len(tokenizer) - 1} embeddings: '{last}' .*; use the tokenizer"
-    ):
+    with pytest.raises(ValueError, match=rf"gpt has 1 token beyond the model's {len(tokenizer) - 1} embeddings: '{last}' .*; use the"):
         check_vocabulary(found, len(tokenizer) - 1)
-    with pytest.raises(
-        ValueError, match=r"has \d+ tokens beyond the model's 100 embeddings: '.+' \(100\), '.+' \(101\), '.+' \(102\), \.\.\."
-    ):
+    with pytest.raises(ValueError, match=r"tokens beyond the model's 100 embeddings: '.+' \(100\), '.+' \(101\), '.+' \(102\), \.\.\."):
         check_vocabulary(found, 100)
 
 
@@ -175,9 +169,7 @@ def test_what_is_too_long_is_an_error_or_counted_and_never_cut(make):
     found = make_tokens(tokenizer)
     length = len([BOS, *ids(tokenizer, "the cat")])
     prompts = dataset(*(Prompt(text, {}, 0) for text in ("the", "the cat", "the cat sat on the mat")))
-    with pytest.raises(
-        ValueError, match=rf"line 3: prompt of \d+ tokens, more than max_prompt_length = {length}; raise it, shorten .*overlong"
-    ):
+    with pytest.raises(ValueError, match=rf"line 3: prompt of \d+ tokens, more than max_prompt_length = {length}; raise it, .*overlong"):
         tokenise_prompts(prompts, found, max_prompt_length=length, overlong="error")
     kept = tokenise_prompts(prompts, found, max_prompt_length=length, overlong="drop")
     assert [row.line for row in kept.rows] == [1, 2]
@@ -238,7 +230,7 @@ def test_a_directory_that_is_not_there_or_holds_no_tokenizer_is_an_error_at_once
     with pytest.raises(ValueError, match=r"The tokenizer of '.*model' cannot be loaded: "):
         load_tokens(tmp_path / "model")
     monkeypatch.chdir(tmp_path.parent)
-    with pytest.raises(ValueError, match="There is no directory '.*/modle', did you mean 'model'"):  # and no model of the hub
+    with pytest.raises(ValueError, match=r"There is no directory '.*/modle', did you mean 'model'"):  # and no model of the hub
         load_tokens(f"{tmp_path.name}/modle")
 
 
@@ -261,7 +253,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ValueError, match=r'needs transformers, which is not installed: pip install "surefoot\[rlhf\]"'):
+    with pytest.raises(ValueError, match=r'need transformers, which is not installed: pip install "surefoot\[rlhf\]"'):
         load_tokens("gpt")
 
 

@@ -150,7 +150,7 @@ def check_vocabulary(tokens: Tokens, num_embeddings: int) -> None:
         beyond = sorted((number, token) for token, number in tokens.tokenizer.get_vocab().items() if number >= num_embeddings)
         named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3])
         raise ValueError(
-            f"The tokenizer of {tokens.source} has {len(beyond)} tokens beyond the model's {num_embeddings} embeddings: {named}"
+            f"The tokenizer of {tokens.source} has {len(beyond)} token{'s' * (len(beyond) > 1)} beyond the model's {num_embeddings} embeddings: {named}"
             f"{', ...' if len(beyond) > 3 else ''}; use the tokenizer that belongs to the model, or give the model more embeddings "
             "(resize_token_embeddings in transformers)."
         )
