@@ -148,10 +148,10 @@ def check_vocabulary(tokens: Tokens, num_embeddings: int) -> None:
     """Raise where the tokenizer has ids that the model has no embedding for. More embeddings than tokens are common, and no fault."""
     if tokens.vocabulary_size > num_embeddings:
         beyond = sorted((number, token) for token, number in tokens.tokenizer.get_vocab().items() if number >= num_embeddings)
-        named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3])
+        named = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3]) + (", ..." if len(beyond) > 3 else "")
         raise ValueError(
-            f"The tokenizer of {tokens.source} has {len(beyond)} token{'s' * (len(beyond) > 1)} beyond the model's {num_embeddings} embeddings: {named}"
-            f"{', ...' if len(beyond) > 3 else ''}; use the tokenizer that belongs to the model, or give the model more embeddings "
+            f"The tokenizer of {tokens.source} has {len(beyond)} token{'s' * (len(beyond) > 1)} beyond the model's {num_embeddings} "
+            f"embeddings: {named}; use the tokenizer that belongs to the model, or give the model more embeddings "
             "(resize_token_embeddings in transformers)."
         )
 
