@@ -36,7 +36,7 @@ ASK = [{"role": "user", "content": "the cat"}]
 @pytest.fixture(scope="module")
 def make():
     """A byte-level tokenizer of `transformers` that puts `template` around a text and has these special tokens."""
-    library = tokens.import_transformers()
+    library = tokens.import_library("transformers")
     trainer = trainers.BpeTrainer(
         vocab_size=280, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

@@ -106,7 +106,7 @@ class Tokens:
 
 def load_tokens(source: str | Path) -> Tokens:
     """The tokenizer in a directory, or of a model on the Hugging Face hub; its code is never run. ValueError says what is missing."""
-    AutoTokenizer = import_transformers().AutoTokenizer
+    AutoTokenizer = import_library("transformers").AutoTokenizer
     directory = Path(source).expanduser()
     if directory.is_dir():
         return make_tokens(_from_pretrained(AutoTokenizer, directory, local_files_only=True), source)
@@ -203,8 +203,9 @@ def _prompt_ids(data: Dataset[Any], tokens: Tokens) -> list[Ids]:
 
 def _sequences(data: Dataset[Any], tokens: Tokens, prompts: list[Ids], completions: list[str], name: str) -> list[TokenSequence]:
     encoded = tokens.encode_completions([row.prompt for row in data.rows], completions)
+    stops = set(tokens.stop_ids)
     for row, ids in zip(data.rows, encoded, strict=True):
-        if np.isin(ids[:-1], tokens.stop_ids).any():
+        if not stops.isdisjoint(ids[:-1].tolist()):
             raise ValueError(f"{data.path}, line {row.line}: {name!r} goes on after an end token; end it there.")
     return [
         TokenSequence(np.concatenate([prompt, ids]), len(prompt), row.line)
@@ -228,15 +229,15 @@ def _fitting(data: Dataset[Row], what: str, setting: str, limit: int, overlong: 
 # The library.
 
 
-def import_transformers() -> Any:
-    """The package `transformers`, without its notice that PyTorch is missing, which nothing here needs."""
+def import_library(package: str) -> Any:
+    """A package of the extra `rlhf`, without the notice of `transformers` that PyTorch is missing, which nothing here needs."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
-        return importlib.import_module("transformers")
+        return importlib.import_module(package)
     except ImportError:
-        raise ValueError(_needs("transformers")) from None
+        raise ValueError(_needs(package)) from None
     finally:
         del os.environ[name]
         if before is not None:
