@@ -69,7 +69,7 @@ def shrunk_completions(num_tokens: Vector) -> str | None:
 
 
 def over_optimised(steps: Vector, proxy: Vector, gold: Vector, gold_error: Vector) -> str | None:
-    """Means of the learned and of the gold reward on held-out prompts, [T], with the latter's standard error: one up, one down.
+    """Means [T] of the learned and of the gold reward on held-out prompts, and the standard error of the latter: one up, one down.
 
     Measured from where the gold reward was best.
     """
@@ -78,7 +78,7 @@ def over_optimised(steps: Vector, proxy: Vector, gold: Vector, gold_error: Vecto
     if fall <= STANDARD_ERRORS * np.hypot(gold_error[best], gold_error[-1]) or rise <= 0:
         return None
     return (
-    """Means of the learned reward and of the gold one on held-out prompts, [T], and the standard error of the latter: one up, one down.
+        f"The learned reward is over-optimised: since step {steps[best]:,} it rose from {proxy[best]:.2f} to {proxy[-1]:.2f}, while the gold "
         f"reward fell from {gold[best]:.2f} to {gold[-1]:.2f}."
     )
 

@@ -67,7 +67,27 @@ NEUTRAL = ("plain", "small", "big")
 VERBS_OF_PRAISE, VERBS_OF_BLAME = {"liked": 0.2, "loved": 0.6}, {"missed": -0.2, "hated": -0.6}
 SENTIMENT = PRAISE | BLAME | VERBS_OF_PRAISE | VERBS_OF_BLAME | {"gladly": 0.4, "never": -0.4}
 FUNCTION_WORDS = frozenset(
-    ["the", "was", "looked", "seemed", "felt", "and", "with", "i", "it", "a", "we", "will", "come", "back", "that", "all", "so", "very"]
+    [
+        "the",
+        "was",
+        "looked",
+        "seemed",
+        "felt",
+        "and",
+        "with",
+        "i",
+        "it",
+        "a",
+        "we",
+        "will",
+        "may",
+        "come",
+        "back",
+        "that",
+        "all",
+        "so",
+        "very",
+    ]
 )
 KNOWN_WORDS = FUNCTION_WORDS.union(SENTIMENT, NEUTRAL, ASPECTS, *ASPECTS.values())
 
