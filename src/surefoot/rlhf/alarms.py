@@ -78,8 +78,8 @@ def over_optimised(steps: Vector, proxy: Vector, gold: Vector, gold_error: Vecto
     if fall <= STANDARD_ERRORS * np.hypot(gold_error[best], gold_error[-1]) or rise <= 0:
         return None
     return (
-        f"The learned reward is over-optimised: since step {steps[best]:,} it rose from {proxy[best]:.2f} to {proxy[-1]:.2f}, while the gold "
-        f"reward fell from {gold[best]:.2f} to {gold[-1]:.2f}."
+        f"The learned reward is over-optimised: since step {steps[best]:,} it rose from {proxy[best]:.2f} to {proxy[-1]:.2f}, while "
+        f"the gold reward fell from {gold[best]:.2f} to {gold[-1]:.2f}."
     )
 
 

@@ -20,6 +20,7 @@ from .tokens import import_library, make_tokens, save_tokens
 VOCABULARY_SIZE = 400
 NUM_DEMONSTRATIONS, NUM_HELD_OUT = 20_000, 500  # reviews
 NUM_HELD_OUT_PROMPTS = 112  # of 512
+MAX_PROMPT_TOKENS, MAX_TOKENS = 16, 64  # that hold every prompt, and every prompt with its review
 PREFERENCE_SHARPNESS = 1.5  # how surely people tell better from worse
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # with the ids 0, 1, 2
