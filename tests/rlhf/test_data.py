@@ -135,6 +135,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
         ("preferences", {"chosen": [NORTH], "rejected": [DEAD]}, "no 'prompt'"),
         ("prompts", {"question": "a"}, r"no 'prompt' among \['question'\]\. A line here has prompt, or messages\."),
         ("prompts", {"messages": [*ASK, NORTH]}, "'messages' ends with the assistant's message, so nothing is left to answer"),
+        ("prompts", {"messages": "hello"}, "'messages' is the text 'hello'; give a list of chat messages"),
         ("prompts", {"messages": ASK, "prompt": "a"}, "both 'messages' and 'prompt'"),
         ("prompts", {"prompt": "a", "completions": []}, "a column cannot be called 'completions'"),
     ],
@@ -273,11 +274,12 @@ def test_a_cursor_of_other_data_is_refused():
 
 
 def test_few_lengths_hold_everything():
-    assert bucket_lengths(44) == (16, 32, 44)
-    assert bucket_lengths(64) == (16, 32, 64)
+    assert bucket_lengths(44) == (16, 24, 32, 44)
+    assert bucket_lengths(64) == (16, 24, 32, 48, 64)
     assert bucket_lengths(9) == (9,)
     assert bucket_lengths(16) == (16,)
-    assert bucket_lengths(10, shortest=4) == (4, 8, 10)
+    assert bucket_lengths(17) == (16, 17)
+    assert bucket_lengths(10, shortest=4) == (4, 6, 8, 10)
 
 
 ROWS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32), np.empty(0, np.int32)]

@@ -80,13 +80,13 @@ def take(cursor: Cursor, num: int, *, size: int, seed: int) -> tuple[Order, Curs
 
 
 def bucket_lengths(longest: int, *, shortest: int = 16) -> tuple[int, ...]:
-    """The lengths that rows of up to `longest` tokens are padded to: `shortest`, its doubles, and `longest` itself."""
-    assert min(longest, shortest) >= 1, (longest, shortest)
-    lengths = []
-    while shortest < longest:
-        lengths.append(shortest)
-        shortest *= 2
-    return (*lengths, longest)
+    """The lengths that rows of up to `longest` tokens are padded to: `shortest` times 1, 1.5, 2, 3, 4, 6 ..., and `longest` itself."""
+    assert shortest > 1, shortest
+    lengths, length = [], shortest
+    while length < longest:
+        lengths += [length, length * 3 // 2]
+        length *= 2
+    return (*(length for length in lengths if length < longest), longest)
 
 
 def pad(rows: Sequence[Ids], lengths: Sequence[int], pad_id: int, *, side: Literal["left", "right"]) -> tuple[Ids, Mask]:

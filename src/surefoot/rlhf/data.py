@@ -232,7 +232,7 @@ def _prompt(record: Record) -> Prompt:
     name = "messages" if "messages" in record else "prompt"
     if name == "messages":
         _refuse_both(record, "prompt")
-    prompt = _text(record, name, form="prompt, or messages")
+    prompt = _messages(record, name) if name == "messages" else _text(record, name, form="prompt, or messages")
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
         raise ValueError(f"{name!r} ends with the assistant's message, so nothing is left to answer; end it with the user's.")
     columns = {column: value for column, value in record.items() if column != name}

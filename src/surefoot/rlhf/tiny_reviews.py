@@ -173,7 +173,7 @@ def spoilt(sentences: list[str], draws: random.Random) -> str:
     if fault < 0.06:  # stops short
         sentences = sentences[-1:]
     elif fault < 0.12:  # says it twice
-        sentences = [*sentences[:2], *sentences[1:]]
+        sentences = [*sentences[:2], sentences[1]]
     elif fault < 0.16:  # runs on
         sentences = [" and ".join(sentences)]
     end = "" if draws.random() < 0.06 else "."
