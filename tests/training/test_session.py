@@ -19,8 +19,9 @@ from support import BATCH, SMALL, bits, metrics, steps_saved
 import surefoot as sf
 from surefoot.training import session
 from surefoot.training.checkpoint import CheckpointError, RunLocked, lock, newest, save
+from surefoot.training.control import read_record
 from surefoot.training.presets import with_settings
-from surefoot.training.session import create_directory, read_record, whole_number
+from surefoot.training.session import create_directory, whole_number
 
 STEPS = 3 * BATCH
 

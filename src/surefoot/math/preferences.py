@@ -38,7 +38,7 @@ def group_mean(reward: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
 def leave_one_out_advantage(reward: jax.Array, mask: jax.Array) -> jax.Array:
     """Each reward [..., G] less the mean of the others of its group, answers to one prompt; 0 outside the mask and for one alone.
 
-    Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; RLOO in Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+    Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
     """
     mean, count = group_mean(reward, mask)
     # r_i - sum_{j != i} r_j / (n - 1) = n / (n - 1) (r_i - mean)

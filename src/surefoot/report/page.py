@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ..algorithms import named
 from ..spaces import from_json
-from ..training.session import read_record
+from ..training.control import read_record
 from . import curves
 from .audit import IMPROVEMENT, Audit, draw_improvement, draw_panel, has_improvements, heading, note, panels, read_audits, style
 from .curves import COLOURS, FRAME, GRID, INK, Experiment, Vector
