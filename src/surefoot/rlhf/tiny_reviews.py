@@ -20,7 +20,7 @@ from .tokens import import_library, make_tokens, save_tokens
 VOCABULARY_SIZE = 400
 NUM_DEMONSTRATIONS, NUM_HELD_OUT = 20_000, 500  # reviews
 NUM_HELD_OUT_PROMPTS = 112  # of 512
-MAX_PROMPT_TOKENS, MAX_TOKENS = 16, 64  # that hold every prompt, and every prompt with its review
+MAX_PROMPT_TOKENS, MAX_TOKENS = 16, 56  # that hold every prompt, and every prompt with its review
 PREFERENCE_SHARPNESS = 1.5  # how surely people tell better from worse
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # with the ids 0, 1, 2
@@ -139,7 +139,7 @@ OPENINGS = (
 )
 MIDDLES = ("the ASPECT IS very GOOD", "i LIKED the ASPECT", "and the ASPECT IS GOOD")
 CLOSINGS = ("we will GLADLY come back", "that was all", "we may come back")
-KINDNESS = (0.95, 0.9, 0.75, 0.35)  # the probability of praise rather than blame
+KINDNESS = (0.95, 0.9, 0.8, 0.4)  # the probability of praise rather than blame
 
 
 def all_prompts(seed: int) -> tuple[list[str], list[str]]:
