@@ -91,7 +91,7 @@ def pairs():
 
 def test_demonstrations_follow_from_the_seed_alone(pairs):
     digest = hashlib.sha256(json.dumps(pairs[:100]).encode()).hexdigest()
-    assert digest[:16] == "0"
+    assert digest[:16] == "4b0507ab25581431"
     assert demonstrations(100, 0) == pairs[:100]
     assert demonstrations(100, 1) != pairs[:100]
     assert demonstrations(100, 0, is_held_out=True) != pairs[:100]

@@ -171,6 +171,8 @@ def test_what_is_too_long_is_an_error_or_counted_and_never_cut(make):
     prompts = dataset(*(Prompt(text, {}, 0) for text in ("the", "the cat", "the cat sat on the mat")))
     with pytest.raises(ValueError, match=rf"line 3: prompt of \d+ tokens, more than max_prompt_length = {length}; raise it, .*overlong"):
         tokenise_prompts(prompts, found, max_prompt_length=length, overlong="error")
+    with pytest.raises(ValueError, match=rf"line 2: prompt of {length} tokens, more than max_prompt_length = {length - 1}"):
+        tokenise_prompts(prompts, found, max_prompt_length=length - 1, overlong="error")
     kept = tokenise_prompts(prompts, found, max_prompt_length=length, overlong="drop")
     assert [row.line for row in kept.rows] == [1, 2]
     assert str(kept).endswith(f"2 records; dropped 1: 1 whose prompt is longer than max_prompt_length = {length} (line 3)")
@@ -195,7 +197,8 @@ def test_an_empty_completion_is_its_end_token_and_an_empty_prompt_needs_a_prefix
 
 
 def test_decoding_gives_the_text_back_without_special_and_unknown_tokens(make):
-    tokenizer = make(clean_up_tokenization_spaces=True)
+    forced = {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
+    tokenizer = make(clean_up_tokenization_spaces=True, **forced)
     found = make_tokens(tokenizer)
     texts = ["the cat , sat .", "", " é \U0001f6a2\n", "do n't"]
     assert found.decode(found.encode(texts)) == texts

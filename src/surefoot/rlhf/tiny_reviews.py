@@ -34,7 +34,7 @@ MODEL_CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "head_dim": 32,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": MAX_TOKENS,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
@@ -48,7 +48,7 @@ MODEL_CONFIG = {
     "dtype": "float32",
 }
 
-# The words.
+# The words, and what sentences are made of.
 
 ASPECTS = {
     "cafe": ("food", "staff", "music", "room"),
@@ -67,29 +67,15 @@ BLAME = {"bad": -0.4, "dull": -0.4, "cold": -0.2, "sad": -0.2, "poor": -0.6, "gr
 NEUTRAL = ("plain", "small", "big")
 VERBS_OF_PRAISE, VERBS_OF_BLAME = {"liked": 0.2, "loved": 0.6}, {"missed": -0.2, "hated": -0.6}
 SENTIMENT = PRAISE | BLAME | VERBS_OF_PRAISE | VERBS_OF_BLAME | {"gladly": 0.4, "never": -0.4}
-FUNCTION_WORDS = frozenset(
-    [
-        "the",
-        "was",
-        "looked",
-        "seemed",
-        "felt",
-        "and",
-        "with",
-        "i",
-        "it",
-        "a",
-        "we",
-        "will",
-        "may",
-        "come",
-        "back",
-        "that",
-        "all",
-        "so",
-        "very",
-    ]
+OPENINGS = (
+    "the ASPECT IS GOOD and the ASPECT IS GOOD",
+    "it was a GOOD SUBJECT with GOOD ASPECT",
+    "the ASPECT IS so GOOD and i LIKED the ASPECT",
 )
+MIDDLES = ("the ASPECT IS very GOOD", "i LIKED the ASPECT", "and the ASPECT IS GOOD")
+CLOSINGS = ("we will GLADLY come back", "that was all", "we may come back")
+LINKS = ("looked", "seemed", "felt")
+FUNCTION_WORDS = {word for form in (*OPENINGS, *MIDDLES, *CLOSINGS) for word in form.split() if word.islower()}.union(LINKS)
 KNOWN_WORDS = FUNCTION_WORDS.union(SENTIMENT, NEUTRAL, ASPECTS, *ASPECTS.values())
 
 # What people think of a review.
@@ -132,14 +118,7 @@ def score(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) ->
 
 # The grammar.
 
-OPENINGS = (
-    "the ASPECT IS GOOD and the ASPECT IS GOOD",
-    "it was a GOOD SUBJECT with GOOD ASPECT",
-    "the ASPECT IS so GOOD and i LIKED the ASPECT",
-)
-MIDDLES = ("the ASPECT IS very GOOD", "i LIKED the ASPECT", "and the ASPECT IS GOOD")
-CLOSINGS = ("we will GLADLY come back", "that was all", "we may come back")
-KINDNESS = (0.95, 0.9, 0.75, 0.35)  # the probability of praise rather than blame
+KINDNESS = (0.95, 0.9, 0.8, 0.4)  # the probability of praise rather than blame
 
 
 def all_prompts(seed: int) -> tuple[list[str], list[str]]:
@@ -158,7 +137,7 @@ def review(prompt: str, draws: random.Random) -> str:
     slots: dict[str, Callable[[], str]] = {
         "SUBJECT": lambda: subject,
         "ASPECT": aspects.pop,
-        "IS": lambda: pick(draws, ("looked", "seemed", "felt")),
+        "IS": lambda: pick(draws, LINKS),
         "GOOD": lambda: pick(draws, NEUTRAL) if draws.random() < 0.15 else (praise if draws.random() < kindness else blame).pop(),
         "LIKED": lambda: pick(draws, list(VERBS_OF_PRAISE if draws.random() < kindness else VERBS_OF_BLAME)),
         "GLADLY": lambda: "gladly" if draws.random() < kindness else "never",
