@@ -133,6 +133,13 @@ def _train(name: str, argv: list[str]) -> None:
         finish(api.fine_tune(config, model=run.model, data=run.data, **shared))
 
 
+def resume(path: Path, checkpoint_seconds: float) -> None:
+    """Continue a run on text to its end."""
+    from .rlhf import api
+
+    finish(api.resume(path, checkpoint_seconds=checkpoint_seconds))
+
+
 def finish(run: Any) -> None:
     """Say where everything is."""
     print(f"run     {run.path}\nmodel   {run.path / 'model'}\nreport  surefoot report {run.path}")

@@ -78,7 +78,7 @@ def load_reward_model(directory: Path) -> tuple[RewardModel, dict[str, Any]]:
     """What `save_reward_model` wrote; ValueError where it is no reward model."""
     if not (directory / HEAD_FILE).exists():
         raise ValueError(f"{directory} holds no {HEAD_FILE}, so it is no reward model; train one with `surefoot rlhf reward`.")
-    backbone = load_model(directory)
+    backbone, _ = load_model(directory)
     arrays, info = read_file(directory / HEAD_FILE)
     template = jax.eval_shape(lambda: zero_head(backbone.config.hidden_size))
     try:

@@ -264,12 +264,13 @@ def logits_of(model: LanguageModel, hidden: jax.Array) -> jax.Array:
 
 
 def token_log_probs(
-    model: LanguageModel, tokens: jax.Array, mask: jax.Array, *, temperature: float | jax.Array = 1.0
+    model: LanguageModel, tokens: jax.Array, mask: jax.Array, *, temperature: float | jax.Array = 1.0, last: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """[B, L] each, float32: the log-probability of tokens[b, t] given what is before it, and the entropy of what it was drawn from.
 
-    Both are 0 where `mask` is false, and at a row's first real token, with nothing before it. Logits are held for a part of the tokens
-    at a time, in the gradient too, where they are computed again: [B, L, V] would be the largest array of a training step.
+    Both are 0 where `mask` is false, and at a row's first real token, with nothing before it. With `last`, [B, last]: of the last tokens
+    alone. Logits are held for a part of the tokens at a time, in the gradient too, where they are computed again: [B, L, V] would be
+    the largest array of a training step.
     """
     hidden = hidden_states(model, tokens, mask)
 
@@ -281,18 +282,20 @@ def token_log_probs(
         return log_prob, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     rows, length = tokens.shape
-    count = rows * (length - 1)
+    scored = length - 1 if last is None else min(last, length - 1)
+    count = rows * scored
     size = max(1, min(count, LOGITS_AT_ONCE // model.config.vocab_size))
     filling = -count % size
-    states = jnp.pad(hidden[:, :-1].reshape(count, -1), ((0, filling), (0, 0)))
-    chosen = jnp.pad(tokens[:, 1:].reshape(count), (0, filling))
+    states = jnp.pad(hidden[:, -scored - 1 : -1].reshape(count, -1), ((0, filling), (0, 0)))
+    chosen = jnp.pad(tokens[:, -scored:].reshape(count), (0, filling))
     log_prob, entropy = jax.lax.map(score, (states.reshape(-1, size, states.shape[-1]), chosen.reshape(-1, size)))
 
     real = mask != 0
+    follows = real[:, -scored:] & real[:, -scored - 1 : -1]
 
     def placed(x: jax.Array) -> jax.Array:
-        following = jnp.where(real[:, 1:] & real[:, :-1], x.reshape(-1)[:count].reshape(rows, length - 1), 0)
-        return jnp.pad(following, ((0, 0), (1, 0)))
+        following = jnp.where(follows, x.reshape(-1)[:count].reshape(rows, scored), 0)
+        return jnp.pad(following, ((0, 0), ((length if last is None else last) - scored, 0)))
 
     return placed(log_prob), placed(entropy)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 
 from ..config import check_bounds, configuration, refuse_unread
 from ..types import PyTree
-from .lora import Adapters, adapted, start_adapters
+from .lora import Adapters, adapted, places, start_adapters
 from .model import LanguageModel
 
 Metrics = dict[str, jax.Array]
@@ -32,7 +32,7 @@ class TextSettings:
     minibatch_size: int = 64
     """Sequences in one gradient step."""
     micro_batch_size: int | None = None
-    """Sequences whose activations are in memory at once, a divisor of `minibatch_size`; by default all of them. The gradient is the same."""
+    """Sequences whose activations are in memory at once, a divisor of `minibatch_size`: by default all. The gradient is the same."""
     lora_rank: int = 0
     """Train adapters of this rank in place of all weights; 0 trains all weights."""
     lora_alpha: float = 16.0
@@ -59,7 +59,9 @@ Trainable = LanguageModel | Adapters
 
 def trainable_of(config: TextSettings, model: LanguageModel, key: jax.Array) -> Trainable:
     """What of `model` is trained: all of it, or adapters that begin without effect."""
-    return start_adapters(model, key, rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else model
+    if not config.lora_rank:
+        return model
+    return start_adapters(model, key, rank=config.lora_rank, alpha=config.lora_alpha, targets=list(places(model.config)))
 
 
 def model_of(base: LanguageModel | None, trained: Trainable) -> LanguageModel:

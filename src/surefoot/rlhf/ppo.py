@@ -45,7 +45,7 @@ from .optimisation import (
 class OnlineSettings(TextSettings):
     """The settings of every method that learns from answers of its own."""
 
-    prompts: int = 64
+    num_prompts: int = 64
     """Prompts in one iteration."""
     group_size: int = 1
     """Answers to each prompt."""
@@ -71,26 +71,28 @@ class OnlineSettings(TextSettings):
     """Weight of the entropy bonus."""
     missing_end_penalty: float = 1.0
     """Taken from the score of an answer without its end token."""
-    max_prompt_length: int = 512
-    """Longest prompt, in tokens; a longer one is an error, or dropped and counted with `overlong`."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens, by default what the model has room for; `overlong` says what happens to longer ones."""
     overlong: Literal["error", "drop"] = "error"
     """What happens to prompts that are longer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bounds(self, prompts="[1, inf)", group_size="[1, inf)", max_new_tokens="[1, inf)", temperature="(0, inf)", epochs="[1, inf)")
+        check_bounds(
+            self, num_prompts="[1, inf)", group_size="[1, inf)", max_new_tokens="[1, inf)", temperature="(0, inf)", epochs="[1, inf)"
+        )
         check_bounds(self, clip="(0, inf)", kl_coef="[0, inf)", kl_target="(0, inf)", kl_horizon="[1, inf)", max_kl="(0, inf]")
         check_bounds(self, entropy_coef="[0, inf)", missing_end_penalty="[0, inf)", max_prompt_length="[1, inf)")
         if self.answers % self.minibatch_size:
             raise ValueError(
                 f"{type(self).__name__}.minibatch_size={self.minibatch_size} does not divide the {self.answers} answers of an iteration "
-                f"(prompts={self.prompts} x group_size={self.group_size}); choose a divisor."
+                f"(num_prompts={self.num_prompts} x group_size={self.group_size}); choose a divisor."
             )
 
     @property
     def answers(self) -> int:
         """Of one iteration."""
-        return self.prompts * self.group_size
+        return self.num_prompts * self.group_size
 
     @property
     def unread(self) -> dict[str, str]:
@@ -125,7 +127,7 @@ class PPO(OnlineSettings):
 class GroupSettings(OnlineSettings):
     """The settings of every method whose baseline is the other answers to a prompt."""
 
-    prompts: int = 16
+    num_prompts: int = 16
     """Prompts in one iteration."""
     group_size: int = 4
     """Answers to each prompt, at least 2."""
@@ -133,7 +135,7 @@ class GroupSettings(OnlineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 2:
-            raise ValueError(f"{type(self).__name__}.group_size must be at least 2, got 1: a group of one has no baseline; take ppo for it.")
+            raise ValueError(f"{type(self).__name__}.group_size must be at least 2: a group of 1 has no baseline; take ppo for it.")
 
 
 @configuration

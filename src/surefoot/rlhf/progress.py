@@ -27,8 +27,8 @@ class TextProgress(Progress):
     def beginning(self) -> list[str]:
         session = self.session
         record, engine = session.record, session.engine
-        about = f"{record['algorithm']} of {session.sources.model}, seed {record['seed']}, {engine.total_steps:,} sequences -> {session.path}"
-        return [about, *session.notes]
+        what = f"{record['algorithm']} of {session.sources.model}, seed {record['seed']}"
+        return [f"{what}, {engine.total_steps:,} sequences -> {session.path}", *session.notes]
 
     def parts(self, report: Report) -> list[str]:
         known = {name: value for name, value in report.metrics.items() if value is not None}

@@ -5,25 +5,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 
-from ..training.checkpoint import CheckpointError
+from ..training.checkpoint import Checkpoint, read_json
 from ..training.seeding import key_for
 from ..training.session import Report, Session, fresh_directory, new_record, read_record, whole_number, write_json
-from .data import Dataset, read_demonstrations, read_preferences, read_prompts, refuse_changed
-from .heads import RewardModel, load_reward_model, save_reward_model, scores_at_end
-from .lora import merge
-from .model import LanguageModel, ModelConfig, init_model
+from .batches import bucket_lengths, epoch_order, pad
+from .data import Dataset, Text, read_demonstrations, read_preferences, read_prompts
+from .heads import HEAD_FILE, RewardModel, load_reward_model, save_reward_model, scores_at_end
+from .model import LanguageModel, init_model
 from .ppo import GRPO, PPO, RLOO, OnlineSettings
-from .pretrained import find_model, load_model, read_config, save_model
+from .pretrained import from_hugging_face, load_model, local_directory, save_model
 from .rewards import is_function, load_rewards, parse_weighted
+from .sampling import generate
 from .supervised import SFT, RewardTraining, SupervisedSettings
 from .tokens import (
     Tokens,
@@ -37,6 +39,8 @@ from .tokens import (
 from .trainers import Judges, OnlineTrainer, RunAstray, SupervisedTrainer, TextTrainer
 
 METHODS: dict[str, type] = {"sft": SFT, "reward": RewardTraining, "ppo": PPO, "rloo": RLOO, "grpo": GRPO}
+NUM_SAMPLES = 4  # answers of an iteration that are kept
+LEAST_ACCURACY = 0.55  # of a reward model
 NUM_CENTRED = 256  # demonstrations whose mean score is made 0
 
 
@@ -62,12 +66,15 @@ class TextSession(Session):
         super().__init__(path, record)
 
     @classmethod
-    def start(cls, config: Any, sources: Sources, *, steps: float | None, seed: int, out: str | Path | None) -> Self:
-        """Make a new run directory; ValueError where it exists already or something it needs cannot be used."""
+    def start(cls, config: Any, sources: Sources, *, steps: float | None, seed: int, out: str | Path | None, force: bool = False) -> Self:
+        """Make a new run directory; ValueError where it exists already or something it needs cannot be used.
+
+        With `force` a reward model may be one that hardly agrees with people.
+        """
         seed = whole_number("seed", seed, minimum=0)
         method = method_of(config)
         with fresh_directory(out, f"{method}-{Path(sources.data).stem}") as path:
-            record = new_record(0 if steps is None else whole_number("steps", steps, minimum=1), seed) | {"kind": "text"}
+            record = new_record(0 if steps is None else whole_number("steps", steps, minimum=1), seed) | {"kind": "text", "forced": force}
             session = cls(path, record, config, sources)
             session.record["steps"] = session.engine.num_iterations * session.engine.batch
             session._begin()
@@ -84,7 +91,7 @@ class TextSession(Session):
     def prepare(self, opened: ExitStack) -> TextTrainer:
         """Read what the run was given."""
         config, sources, seed = self.config, self.sources, self.record["seed"]
-        directory = find_model(sources.model)
+        directory = local_directory(model_directory(sources.model))
         self.tokens = load_tokens(directory)
         model = load_or_init(directory, key_for(seed, "model"))
         check_vocabulary(self.tokens, model.config.vocab_size)
@@ -101,7 +108,8 @@ class TextSession(Session):
         return data
 
     def _prepare_supervised(self, config: SupervisedSettings, model: LanguageModel) -> TextTrainer:
-        limits: dict[str, Any] = {"max_length": min(config.max_length, model.config.max_positions), "overlong": config.overlong}
+        longest = within(config.max_length, "max_length", model.config.max_positions)
+        limits: dict[str, Any] = {"max_length": longest, "overlong": config.overlong}
 
         def demonstrations(name: str, path: str) -> Dataset[Any]:
             return self._keep(name, tokenise_demonstrations(read_demonstrations(path), self.tokens, **limits))
@@ -120,11 +128,12 @@ class TextSession(Session):
                 data, held_out = split(pairs, config.held_out_share, self.record["seed"])
             if self.sources.demonstrations:
                 self.demonstrations = demonstrations("demonstrations", self.sources.demonstrations).rows[:NUM_CENTRED]
-        config = dataclasses.replace(config, max_length=limits["max_length"]) if config.max_length != limits["max_length"] else config
-        return SupervisedTrainer(config, model, data, held_out, self.tokens, seed=self.record["seed"])
+        return SupervisedTrainer(config, model, data, held_out, self.tokens, max_length=longest, seed=self.record["seed"])
 
     def _prepare_online(self, config: OnlineSettings, model: LanguageModel) -> TextTrainer:
-        limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "overlong": config.overlong}
+        room = model.config.max_positions - config.max_new_tokens
+        longest = within(config.max_prompt_length, "max_prompt_length", room, f" beside {config.max_new_tokens} new tokens")
+        limits: dict[str, Any] = {"max_prompt_length": longest, "overlong": config.overlong}
 
         def prompts(name: str, path: str) -> Dataset[Any]:
             return self._keep(name, tokenise_prompts(read_prompts(path), self.tokens, **limits))
@@ -136,16 +145,22 @@ class TextSession(Session):
         for text in self.sources.rewards:
             source, weight = parse_weighted(text)
             if not is_function(source):
-                directory = model_directory(Path(source))
+                directory = Path(model_directory(source))
                 judge, info = load_reward_model(directory)
                 check_vocabulary(self.tokens, judge.backbone.config.vocab_size)
                 self.hashes[f"reward {source}"] = hash_of_model(directory)
                 self.notes.append(f"{source}: agrees with {info['accuracy']:.1%} of held-out comparisons")
+                if info["accuracy"] < LEAST_ACCURACY and not self.record["forced"]:
+                    raise ValueError(
+                        f"The reward model {source} agrees with {info['accuracy']:.1%} of held-out comparisons, hardly more than chance; "
+                        "train a better one, or learn from it all the same with force (--force)."
+                    )
                 models.append((Path(source).name, judge, weight))
         functions = load_rewards([text for text in self.sources.rewards if is_function(parse_weighted(text)[0])], columns)
         judges = Judges(models, functions, load_rewards(self.sources.gold, columns), self.sources.reward_timeout)
         steps = self.record["steps"] or config.answers * 100
-        return OnlineTrainer(config, model, judges, data, held_out, self.tokens, seed=self.record["seed"], steps=steps)
+        where = {"longest_prompt": longest, "seed": self.record["seed"], "steps": steps}
+        return OnlineTrainer(config, model, judges, data, held_out, self.tokens, **where)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -167,7 +182,7 @@ class TextSession(Session):
     def save_policy(self) -> None:
         """Write the model as a Hugging Face directory, `model` in the run; of a reward model with its head."""
         with replaced(self.path / "model") as directory:
-            model = merge(self.engine.model)
+            model = self.engine.model
             if isinstance(self.config, RewardTraining):
                 save_reward_model(*self._reward_model(model), directory)
             else:
@@ -229,7 +244,7 @@ class Writer:
         longest = self.model.config.max_positions - max_new_tokens
         for prompt, row in zip(prompts, ids, strict=True):
             if not 0 < len(row) <= longest:
-                raise ValueError(f"The prompt {prompt!r:.80} has {len(row)} tokens, and at most {longest} fit beside {max_new_tokens} new ones.")
+                raise ValueError(f"The prompt {prompt!r:.80} has {len(row)} tokens; 1 to {longest} fit beside {max_new_tokens} new ones.")
         for begin in range(0, len(ids), batch_size):
             part = ids[begin : begin + batch_size]
             rows = [*part, *[part[0]] * (batch_size - len(part))]
@@ -250,8 +265,8 @@ class Writer:
 
 def load(source: str | Path) -> Writer:
     """The language model of a run, of a Hugging Face directory, or of a name on the hub."""
-    directory = find_model(str(model_directory(Path(source))))
-    tokens, model = load_tokens(directory), load_model(directory)
+    directory = local_directory(model_directory(source))
+    tokens, (model, _) = load_tokens(directory), load_model(directory)
     check_vocabulary(tokens, model.config.vocab_size)
     return Writer(model, tokens)
 
@@ -264,16 +279,16 @@ def method_of(config: Any) -> str:
     raise ValueError(f"Expected a configuration ({', '.join(kind.__name__ for kind in METHODS.values())}), got {config!r}.")
 
 
-def model_directory(path: Path) -> Path:
-    """The model in a run, or `path` itself."""
-    return path / "model" if (path / "run.json").exists() else path
+def model_directory(source: str | Path) -> str | Path:
+    """The model in a run, or `source` itself: a Hugging Face directory, or a name on the hub."""
+    return Path(source) / "model" if (Path(source) / "run.json").exists() else source
 
 
 def load_or_init(directory: Path, key: jax.Array) -> LanguageModel:
     """The weights in a directory; random ones where there is but a config.json."""
-    if any(directory.glob("*.safetensors*")):
-        return load_model(directory)
-    return init_model(read_config(directory), key)
+    if any(path.name != HEAD_FILE for path in directory.glob("*.safetensors*")):
+        return load_model(directory)[0]
+    return init_model(from_hugging_face(read_json(directory / "config.json")), key)
 
 
 def hash_of_model(directory: Path) -> str:
@@ -283,6 +298,13 @@ def hash_of_model(directory: Path) -> str:
         with open(path, "rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def within(wanted: int | None, name: str, room: int, beside: str = "") -> int:
+    """A length that the positions of a model allow: `wanted`, or all there are."""
+    if room < 1 or (wanted or 0) > room:
+        raise ValueError(f"The positions of the model leave room for {max(room, 0)} tokens{beside}; {name} is {wanted}: choose less.")
+    return room if wanted is None else wanted
 
 
 def split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:

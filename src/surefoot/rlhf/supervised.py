@@ -42,8 +42,8 @@ class SupervisedSettings(TextSettings):
     """Keep `learning_rate`, or let it fall to 0 over the run."""
     warmup: float = 0.03
     """Part of the run over which the step size rises from 0 to what the schedule says."""
-    max_length: int = 1024
-    """Longest sequence, prompt and completion, in tokens; a longer one is an error, or dropped and counted with `overlong`."""
+    max_length: int | None = None
+    """Longest sequence, prompt and completion, by default what the model has room for; what to do with longer ones says `overlong`."""
     overlong: Literal["error", "drop"] = "error"
     """What happens to sequences that are longer."""
 

@@ -63,7 +63,7 @@ class TextTrainer:
     def evaluates(self) -> bool:
         """Whether held-out data is looked at after this iteration."""
         done = self.iteration + 1
-        return done == self.num_iterations or done * EVALUATIONS // self.num_iterations > self.iteration * EVALUATIONS // self.num_iterations
+        return done * EVALUATIONS // self.num_iterations > self.iteration * EVALUATIONS // self.num_iterations
 
     def advance(self) -> dict[str, Any]:
         """One iteration; its metrics, as numbers (None where there is nothing to report)."""
@@ -110,11 +110,12 @@ class SupervisedTrainer(TextTrainer):
         held_out: Sequence[Any],
         tokens: Tokens,
         *,
+        max_length: int,
         seed: int,
     ):
         steps = round(config.epochs * len(data))
         super().__init__(config, seed=seed, steps=max(steps, 1), batch=config.minibatch_size, data_size=len(data))
-        self.data, self.held_out, self.tokens = data, held_out, tokens
+        self.data, self.held_out, self.tokens, self.lengths = data, held_out, tokens, bucket_lengths(max_length)
         self.base = model if config.lora_rank else None
         self.learner = jax.jit(partial(supervised.init, config))(model, key_for(seed, "parameters"))
         self._update = jax.jit(partial(supervised.update, config), donate_argnums=0)
@@ -123,11 +124,10 @@ class SupervisedTrainer(TextTrainer):
     def arrays(self, examples: Sequence[Any], rows: int) -> Any:
         """Examples as `Sequences` of `rows` rows, or as a pair of them; rows that are too many do not count."""
         if isinstance(examples[0], TokenPreference):
-            lengths = bucket_lengths(self.config.max_length)
             longest = max(len(answer.ids) for pair in examples for answer in (pair.chosen, pair.rejected))
-            width = [min(length for length in lengths if length >= longest)]
+            width = [min(length for length in self.lengths if length >= longest)]
             return tuple(self._sequences(answers, rows, width) for answers in zip(*((p.chosen, p.rejected) for p in examples), strict=True))
-        return self._sequences(examples, rows, bucket_lengths(self.config.max_length))
+        return self._sequences(examples, rows, self.lengths)
 
     def _sequences(self, examples: Sequence[TokenSequence], rows: int, lengths: Sequence[int]) -> supervised.Sequences:
         filled = [*examples, *[examples[0]] * (rows - len(examples))]
@@ -222,11 +222,13 @@ class OnlineTrainer(TextTrainer):
         held_out: Dataset[TokenPrompt] | None,
         tokens: Tokens,
         *,
+        longest_prompt: int,
         seed: int,
         steps: int,
     ):
         super().__init__(config, seed=seed, steps=steps, batch=config.answers, data_size=len(prompts.rows))
         self.judges, self.prompts, self.held_out, self.tokens = judges, prompts.rows, held_out.rows if held_out else [], tokens
+        self.prompt_lengths = bucket_lengths(longest_prompt)
         from_reward = getattr(config, "critic_from", "") == "reward" and judges.models
         critic = judges.models[0][1].backbone if from_reward else reference
         self.frozen = ppo.Frozen(reference, critic if config.lora_rank else None)
@@ -256,7 +258,7 @@ class OnlineTrainer(TextTrainer):
         config = self.config
         filling = [prompts[0]] * (config.answers - len(prompts))
         ids = [prompt.ids for prompt in (*prompts, *filling)]
-        rows = pad(ids, bucket_lengths(config.max_prompt_length), self.tokens.pad_id, side="left")
+        rows = pad(ids, self.prompt_lengths, self.tokens.pad_id, side="left")
         generated: Generated = self.timed(
             "generating",
             generate,
@@ -300,7 +302,7 @@ class OnlineTrainer(TextTrainer):
         metrics: dict[str, Any] = {}
         if self.iteration == 0 and self.held_out:
             metrics |= {f"start_{name}": value for name, value in self.judge_held_out().items()}
-        prompts = [self.prompts[i] for i in self.take(config.prompts) for _ in range(config.group_size)]
+        prompts = [self.prompts[i] for i in self.take(config.num_prompts) for _ in range(config.group_size)]
         generated, judged = self.answer(prompts, jax.random.fold_in(self.sampling_key, self.iteration))
         rows = generated.tokens, generated.mask
         # The reference goes through the same program as the actor: with equal weights the log-probabilities are equal to the bit.
@@ -311,9 +313,8 @@ class OnlineTrainer(TextTrainer):
         value = None if critic is None else self.timed("scoring", self._values, self.frozen.critic_base, critic, *rows)
         response_mask = np.asarray(generated.response_mask)[:, -config.max_new_tokens :]
         kl = np.sum(np.asarray(log_prob - ref_log_prob), axis=1, where=response_mask)
-        self.samples = [
-            Sample(prompt.prompt, *row) for prompt, *row in zip(prompts, judged.completions, judged.score.tolist(), kl.tolist(), strict=True)
-        ]
+        each = zip(prompts, judged.completions, judged.score.tolist(), kl.tolist(), strict=True)
+        self.samples = [Sample(prompt.prompt, *row) for prompt, *row in each]
         is_empty_lesson = self._look_at(np.asarray(log_prob), response_mask, kl, judged)
         penalised = judged.score - config.missing_end_penalty * ~judged.is_ended
         answers = ppo.Answers(

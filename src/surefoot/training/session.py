@@ -270,6 +270,15 @@ def read_record(path: Path, check: Callable[[dict[str, Any]], object] = lambda r
     return record
 
 
+def kind_of(path: Path) -> str:
+    """What a run directory is of: "control", or "text"; "control" also where there is no record to say it."""
+    try:
+        record = json.loads((path / "run.json").read_text())
+        return str(record.get("kind", "control"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return "control"
+
+
 def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise CheckpointError, naming what differs, unless two `Session.identity` are the same."""
 
