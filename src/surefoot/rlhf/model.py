@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -205,6 +206,7 @@ class LanguageModel(eqx.Module):
     config: ModelConfig = eqx.field(static=True)
 
 
+@partial(jax.jit, static_argnames="config")
 def init_model(config: ModelConfig, key: jax.Array) -> LanguageModel:
     """Weights as `transformers` draws them: normal with deviation `initializer_range`, biases 0, norms 1.
 
