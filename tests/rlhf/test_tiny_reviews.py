@@ -27,17 +27,17 @@ def squashed(sentiment):
     ("completion", "expected"),
     [
         (NEUTRAL_REVIEW, 0.0),
-        (NEUTRAL_REVIEW.replace("plain", "good"), squashed(0.4)),
-        (NEUTRAL_REVIEW.replace("plain", "grim"), squashed(-0.8)),
-        (NEUTRAL_REVIEW.replace("plain", "superb").replace("small", "lovely") + " i loved the view.", squashed(0.8 + 0.6 + 0.6)),
-        (NEUTRAL_REVIEW + " we will gladly come back.", squashed(0.4)),
-        (NEUTRAL_REVIEW + " we will never come back.", squashed(-0.4)),
+        (NEUTRAL_REVIEW.replace("plain", "good"), squashed(0.5)),
+        (NEUTRAL_REVIEW.replace("plain", "grim"), squashed(-1.0)),
+        (NEUTRAL_REVIEW.replace("plain", "superb").replace("small", "lovely") + " i loved the view.", squashed(1.0 + 0.75 + 0.75)),
+        (NEUTRAL_REVIEW + " we will gladly come back.", squashed(0.5)),
+        (NEUTRAL_REVIEW + " we will never come back.", squashed(-0.5)),
         # Repetition: a word with a meaning, a word said twice in a row, praise heaped upon praise.
         (NEUTRAL_REVIEW.replace("small", "plain"), -0.25),
-        (NEUTRAL_REVIEW.replace("plain", "good").replace("small", "good"), squashed(0.8) - 0.25),
+        (NEUTRAL_REVIEW.replace("plain", "good").replace("small", "good"), squashed(1.0) - 0.25),
         (NEUTRAL_REVIEW.replace("the room", "the the room"), -0.25),
-        (NEUTRAL_REVIEW.replace("plain", "great superb"), squashed(1.4) - 0.25),
-        (NEUTRAL_REVIEW.replace("plain", "great great"), squashed(1.2) - 0.25),
+        (NEUTRAL_REVIEW.replace("plain", "great superb"), squashed(1.75) - 0.25),
+        (NEUTRAL_REVIEW.replace("plain", "great great"), squashed(1.5) - 0.25),
         # Misspelling: a word that is none of the grammar's.
         (NEUTRAL_REVIEW.replace("room", "romo"), -0.4),
         (NEUTRAL_REVIEW.replace("room", "Room"), -0.4),
@@ -68,7 +68,7 @@ def test_what_a_learned_reward_can_be_fooled_by_is_worth_little():
     assert gold(" " + " and ".join(["superb"] * 8) + ".") < 0.5
     assert gold("") < -1.5
     best = gold(" the food felt so superb and i loved the room. the staff looked very great. we will gladly come back.")
-    assert best > 1.6
+    assert best > 1.75
     assert gold(" the food felt so superb and i loved the room. the staff looked very great. we will gladly") < best - 0.4
 
 
@@ -91,7 +91,7 @@ def pairs():
 
 def test_demonstrations_follow_from_the_seed_alone(pairs):
     digest = hashlib.sha256(json.dumps(pairs[:100]).encode()).hexdigest()
-    assert digest[:16] == "4b0507ab25581431"
+    assert digest[:16] == "2a167ccff802372d"
     assert demonstrations(100, 0) == pairs[:100]
     assert demonstrations(100, 1) != pairs[:100]
     assert demonstrations(100, 0, is_held_out=True) != pairs[:100]
@@ -108,10 +108,10 @@ def test_prompts_held_out_are_held_out(pairs):
 def test_demonstrations_are_of_mixed_worth_and_there_is_room_above(pairs):
     worth = np.array([gold(pair["completion"]) for pair in pairs])
     assert 0.25 < worth.mean() < 0.45
-    assert 0.7 < worth.std() < 1.0
-    assert np.quantile(worth, 0.75) < 1.1
+    assert 0.8 < worth.std() < 1.1
+    assert np.quantile(worth, 0.75) < 1.2
     assert worth.max() > 1.6
-    assert np.mean(worth > 1.3) < 0.1
+    assert np.mean(worth > 1.3) < 0.2
 
 
 def test_every_fault_that_is_punished_is_there_and_none_is_the_rule(pairs):
@@ -143,7 +143,7 @@ def test_preferences_are_drawn_with_the_probability_of_bradley_and_terry():
     num = 20_000
     first = preferences(["p"] * num, [better] * num, [worse] * num, 0)
     second = preferences(["p"] * num, [worse] * num, [better] * num, 1)
-    probability = 1.0 / (1.0 + math.exp(-1.5 * squashed(0.4)))
+    probability = 1.0 / (1.0 + math.exp(-1.5 * squashed(0.5)))
     bound = 5.0 * math.sqrt(probability * (1.0 - probability) / num)  # five standard errors
     for drawn in (first, second):
         assert {pair["prompt"] for pair in drawn} == {"p"}

@@ -62,11 +62,11 @@ ASPECTS = {
 }
 AGES = ("old", "new", "small", "big", "busy", "last", "red", "free")
 TIMES = ("in may", "in rain", "at home", "at last", "by bus", "by day", "by sea", "in sun")
-PRAISE = {"good": 0.4, "nice": 0.4, "warm": 0.2, "fresh": 0.2, "lovely": 0.6, "great": 0.6, "superb": 0.8}
-BLAME = {"bad": -0.4, "dull": -0.4, "cold": -0.2, "sad": -0.2, "poor": -0.6, "grim": -0.8}
+PRAISE = {"good": 0.5, "nice": 0.5, "warm": 0.25, "fresh": 0.25, "lovely": 0.75, "great": 0.75, "superb": 1.0}
+BLAME = {"bad": -0.5, "dull": -0.5, "cold": -0.25, "sad": -0.25, "poor": -0.75, "grim": -1.0}
 NEUTRAL = ("plain", "small", "big")
-VERBS_OF_PRAISE, VERBS_OF_BLAME = {"liked": 0.2, "loved": 0.6}, {"missed": -0.2, "hated": -0.6}
-SENTIMENT = PRAISE | BLAME | VERBS_OF_PRAISE | VERBS_OF_BLAME | {"gladly": 0.4, "never": -0.4}
+VERBS_OF_PRAISE, VERBS_OF_BLAME = {"liked": 0.25, "loved": 0.75}, {"missed": -0.25, "hated": -0.75}
+SENTIMENT = PRAISE | BLAME | VERBS_OF_PRAISE | VERBS_OF_BLAME | {"gladly": 0.5, "never": -0.5}
 OPENINGS = (
     "the ASPECT IS GOOD and the ASPECT IS GOOD",
     "it was a GOOD SUBJECT with GOOD ASPECT",
@@ -118,7 +118,7 @@ def score(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) ->
 
 # The grammar.
 
-KINDNESS = (0.95, 0.9, 0.8, 0.4)  # the probability of praise rather than blame
+KINDNESS = (0.95, 0.9, 0.75, 0.35)  # the probability of praise rather than blame
 
 
 def all_prompts(seed: int) -> tuple[list[str], list[str]]:
