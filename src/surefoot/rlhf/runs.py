@@ -343,4 +343,4 @@ def read_text_record(path: Path) -> dict[str, Any]:
         except (KeyError, TypeError) as error:
             raise ValueError(f"it is not the record of a run on text: {error!r}.") from error
 
-    return read_record(path, check)
+    return read_record(path, check, "algorithm", "config", "sources", "hashes", "forced")

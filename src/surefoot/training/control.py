@@ -75,11 +75,10 @@ def read_record(path: Path) -> dict[str, Any]:
     """The run.json of a run directory; CheckpointError where there is none that can be used."""
 
     def check(record: dict[str, Any]) -> None:
-        if lacking := {"preset", "resume"} - record.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
+        whole_number("num_envs", record["num_envs"], minimum=1)
         undescribe(record)
 
-    return read_any_record(path, check, num_envs=1)
+    return read_any_record(path, check, "num_envs", "preset", "resume")
 
 
 def recorded_environment(record: dict[str, Any]) -> str:

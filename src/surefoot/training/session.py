@@ -246,10 +246,10 @@ def new_record(steps: int, seed: int) -> dict[str, Any]:
     }
 
 
-def read_record(path: Path, check: Callable[[dict[str, Any]], object] = lambda record: None, **needed: int) -> dict[str, Any]:
+def read_record(path: Path, check: Callable[[dict[str, Any]], object], *fields: str) -> dict[str, Any]:
     """The run.json of a run directory; CheckpointError where there is none that can be used.
 
-    `needed` names further whole numbers with their least values; `check` raises ValueError for what it does not like.
+    `fields` must be there besides what every run records; `check` raises ValueError for what it does not like.
     """
     try:
         record = json.loads((path / "run.json").read_text())
@@ -257,10 +257,9 @@ def read_record(path: Path, check: Callable[[dict[str, Any]], object] = lambda r
             raise ValueError("it is not the record of a run.")
         if record["format"] != RUN_FORMAT:
             raise ValueError(f"it has format {record['format']}, and this version of surefoot reads format {RUN_FORMAT}.")
-        numbers = {"steps": 1, "seed": 0, **needed}
-        if lacking := {"versions", *numbers} - record.keys():
+        if lacking := {"seed", "steps", "versions", *fields} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
-        for name, minimum in numbers.items():
+        for name, minimum in {"steps": 1, "seed": 0}.items():
             whole_number(name, record[name], minimum=minimum)
         check(record)
     except FileNotFoundError:
