@@ -58,8 +58,12 @@ CONFIGURATIONS = {
     ),
     "gpt_neox odd rotation": GPTNeoXConfig(**SHAPE, rotary_pct=0.4, hidden_act="gelu_new"),
 }
-ONE_OF_EACH = [
-    next(name for name in CONFIGURATIONS if name.split()[0] == family) for family in ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox")
+ONE_OF_EACH = [  # whose most likely token is not always the same
+    "llama grouped, biases, llama3",
+    "qwen2 one key head",
+    "qwen3 grouped, wide heads",
+    "gpt2 untied, narrow, exact gelu",
+    "gpt_neox",
 ]
 
 

@@ -242,7 +242,15 @@ def test_a_configuration_that_cannot_be_is_refused(settings, message):
 
 
 def test_first_weights_are_drawn_as_transformers_draws_them():
-    wide = {"vocab_size": 300, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "intermediate_size": 256, "num_layers": 8}
+    wide = {
+        "vocab_size": 300,
+        "hidden_size": 128,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 256,
+        "num_layers": 8,
+    }
     gpt2 = small(
         **wide,
         **{"norm": "layer", "activation": "gelu_new", "gated": False, "positions": "learned"},

@@ -31,7 +31,7 @@ from .model import FAMILIES, LanguageModel, ModelConfig, folded, init_model
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 * 2**30  # of a saved file at most: what is written stands in memory a second time
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
-STORED = {"F64", "F32", "F16", "BF16"}
+STORED = "F64", "F32", "F16", "BF16"
 
 # Masks and frequencies that older checkpoints carry along, and no model needs.
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
@@ -183,7 +183,7 @@ def from_hugging_face(settings: Any) -> ModelConfig:
     if not isinstance(settings, Mapping):
         raise ValueError("it is not a JSON object.")
     family = settings.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"model_type {family!r} is not known{nearest(str(family), FAMILIES)} Known are {', '.join(FAMILIES)}.")
     for key, what in LACKING.items():
         if settings.get(key):
@@ -229,7 +229,7 @@ def rope_fields(settings: Mapping[str, Any], max_positions: Any) -> dict[str, An
     kind = rope.get("rope_type", rope.get("type", "default"))
     fields = {"rope_theta": rope.get("rope_theta", theta), "rope_fraction": rope.get("partial_rotary_factor", fraction)}
     keys = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-    if kind not in keys:
+    if not isinstance(kind, str) or kind not in keys:
         raise ValueError(f"the rope type {kind!r} is not known; known are {', '.join(keys)}.")
     if missing := [key for key in keys[kind] if key not in rope]:
         raise ValueError(f"the rope type {kind!r} needs {missing[0]!r}.")
@@ -244,14 +244,12 @@ def rope_fields(settings: Mapping[str, Any], max_positions: Any) -> dict[str, An
 
 def refuse_sliding_windows(settings: Mapping[str, Any], config: ModelConfig) -> None:
     """Raise ValueError where a layer would see less than everything before it."""
-    kinds = settings.get("layer_types")
-    first = settings.get("max_window_layers", 28)
-    if kinds is None:
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(config.num_layers)]
-    if unknown := set(map(str, kinds)) - {"full_attention", "sliding_attention"}:
+    kinds = set(map(str, settings.get("layer_types") or ()))
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"'layer_types' asks for {sorted(unknown)[0]!r}, which is lacking here.")
+    has_windows = "sliding_attention" in kinds if kinds else settings.get("max_window_layers", 28) < config.num_layers
     window = settings.get("sliding_window", 4096)
-    if settings.get("use_sliding_window") and "sliding_attention" in kinds and window is not None and window < config.max_positions:
+    if settings.get("use_sliding_window") and has_windows and window is not None and window < config.max_positions:
         raise ValueError(f"'use_sliding_window' asks for attention to the last {window} tokens, which is lacking here.")
 
 
