@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "torch", "numpy", "gymnasium", "mujoco"]
+PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "torch", "transformers", "numpy", "gymnasium", "mujoco"]
 
 
 def read_job() -> dict[str, Any]:
