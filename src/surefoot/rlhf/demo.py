@@ -113,7 +113,7 @@ def demo(options: DemoOptions) -> None:
         print(f"{name:<22}{end['gold']:>+9.2f} +- {end['gold_error']:.2f}{end['score']:>+16.2f}{end['reference_kl']:>10.1f}")
     for run in (sft, reward, *runs.values()):
         write_report(run.path, run.path / "report.html")
-    (out / "summary.json").write_text(json.dumps({name: ends for name, ends in summary.items()}, indent=2) + "\n")
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(runs).savefig(out / "over-optimisation.png", dpi=160)
     print(f"\npicture {out / 'over-optimisation.png'}\nreport  {runs['ppo'].path / 'report.html'}")
     print(f"try it  surefoot rlhf sample {runs['ppo'].path} --prompt {tiny_reviews.all_prompts(seed)[1][0]!r}")

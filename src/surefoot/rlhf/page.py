@@ -202,4 +202,4 @@ def setting_rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 def source_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """What the run was given, with hashes of what was in it."""
     given = [(name, plain(value)) for name, value in record["sources"].items() if value not in (None, [])]
-    return given + [(f"SHA-256 of {name}", value) for name, value in record["hashes"].items()]
+    return given + list(record["hashes"].items())

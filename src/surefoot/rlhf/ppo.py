@@ -133,9 +133,9 @@ class GroupSettings(OnlineSettings):
     """Answers to each prompt, at least 2."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.group_size < 2:
             raise ValueError(f"{type(self).__name__}.group_size must be at least 2: a group of 1 has no baseline; take ppo for it.")
+        super().__post_init__()
 
 
 @configuration

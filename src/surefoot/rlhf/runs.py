@@ -95,7 +95,7 @@ class TextSession(Session):
         self.tokens = load_tokens(directory)
         model = load_or_init(directory, key_for(seed, "model"))
         check_vocabulary(self.tokens, model.config.vocab_size)
-        self.hashes = {"model": hash_of_model(directory)}
+        self.hashes = {"SHA-256 of model": hash_of_model(directory)}
         self.notes: list[str] = []  # of the start, for the screen
         if isinstance(config, SupervisedSettings):
             return self._prepare_supervised(config, model)
@@ -103,7 +103,7 @@ class TextSession(Session):
 
     def _keep(self, name: str, data: Dataset[Any]) -> Dataset[Any]:
         """Note what a file held."""
-        self.hashes[name] = data.sha256
+        self.hashes[f"SHA-256 of {name}"] = data.sha256
         self.notes.append(str(data))
         return data
 
@@ -148,7 +148,7 @@ class TextSession(Session):
                 directory = Path(model_directory(source))
                 judge, info = load_reward_model(directory)
                 check_vocabulary(self.tokens, judge.backbone.config.vocab_size)
-                self.hashes[f"reward {source}"] = hash_of_model(directory)
+                self.hashes[f"SHA-256 of {source}"] = hash_of_model(directory)
                 self.notes.append(f"{source}: agrees with {info['accuracy']:.1%} of held-out comparisons")
                 if info["accuracy"] < LEAST_ACCURACY and not self.record["forced"]:
                     raise ValueError(
