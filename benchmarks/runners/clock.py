@@ -12,7 +12,19 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ["surefoot", "stable-baselines3", "sb3-contrib", "sbx-rl", "tianshou", "jax", "torch", "numpy", "gymnasium", "mujoco"]
+PACKAGES = [
+    "surefoot",
+    "stable-baselines3",
+    "sb3-contrib",
+    "sbx-rl",
+    "tianshou",
+    "jax",
+    "torch",
+    "transformers",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+]
 
 
 def read_job() -> dict[str, Any]:

@@ -18,11 +18,12 @@ from .report import video
 from .report.audit import plot_audit
 from .report.curves import plot
 from .report.page import write_report
-from .report.progress import Progress
+from .report.progress import ControlProgress
 from .training.cache import use_compilation_cache
+from .training.control import ControlSession, read_record, recorded_environment
 from .training.evaluate import evaluate
 from .training.policy import Policy, load
-from .training.session import Report, Session, read_record, recorded_environment
+from .training.session import Report
 from .training.signals import StopRequest, catch_signals
 
 __all__ = ["Run", "iterate", "load", "resume", "train"]
@@ -103,7 +104,7 @@ def iterate(
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint saved.
     """
     use_compilation_cache()
-    session = Session.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
+    session = ControlSession.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
     reports = session.reports(checkpoint_seconds=checkpoint_seconds)
     _begun.add(reports)
     return reports
@@ -133,7 +134,7 @@ def train(
 ) -> Run:
     """Train to the end and return the run; arguments and errors as for `iterate`. `progress` prints how it goes."""
     use_compilation_cache()
-    session = Session.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
+    session = ControlSession.start(config, env, steps=steps, seed=seed, num_envs=num_envs, preset=preset, out=out)
     return _to_the_end(session, env, checkpoint_seconds, progress)
 
 
@@ -147,11 +148,11 @@ def resume(path: str | Path, env: Any = None, *, checkpoint_seconds: float = 60.
         CheckpointError: not a run, a corrupt one, or one of another environment, algorithm or version.
     """
     use_compilation_cache()
-    return _to_the_end(Session.resume(Path(path), env), env, checkpoint_seconds, progress)
+    return _to_the_end(ControlSession.resume(Path(path), env), env, checkpoint_seconds, progress)
 
 
-def _to_the_end(session: Session, env: Any, checkpoint_seconds: float, progress: bool) -> Run:
-    with catch_signals() as stop, Progress(session, sys.stderr if progress else None) as display:
+def _to_the_end(session: ControlSession, env: Any, checkpoint_seconds: float, progress: bool) -> Run:
+    with catch_signals() as stop, ControlProgress(session, sys.stderr if progress else None) as display:
         for report in session.reports(checkpoint_seconds=checkpoint_seconds, stop=stop):
             display.update(report)
     try:

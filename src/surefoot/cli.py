@@ -32,6 +32,7 @@ USAGE = """usage: surefoot VERB ...
   watch RUN             play episodes in a window
   list algorithms|envs  what there is to choose from
   check ENV             play an environment at random and say what is wrong with it
+  rlhf VERB             language models: fine-tune, learn what people prefer, optimise
 
 ENV is the id of an environment, or module:factory. `surefoot VERB --help` tells more."""
 HELP = "-h", "--help"
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "watch": _watch,
         "list": _list,
         "check": _check,
+        "rlhf": _rlhf,
     }
     if argv[0] not in verbs:
         from .config import nearest
@@ -274,11 +276,23 @@ def _train(argv: list[str]) -> None:
     )
 
 
+def _rlhf(argv: list[str]) -> None:
+    from . import cli_text
+
+    cli_text.main(argv)
+
+
 def _resume(argv: list[str]) -> None:
     from . import api
     from .report.curves import run_directories
+    from .training.session import kind_of
 
     options = parse(ResumeOptions, argv, "train")
+    if kind_of(options.resume) == "text":
+        from . import cli_text
+
+        cli_text.resume(options.resume, options.checkpoint_seconds)
+        return
     runs = run_directories(options.resume)
     if runs == [options.resume]:
         _finish(lambda: api.resume(options.resume, checkpoint_seconds=options.checkpoint_seconds))
@@ -370,9 +384,13 @@ def _plot(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    from .report.page import write_report
+    from .training.session import kind_of
 
     options = parse(ReportOptions, argv, "report")
+    if kind_of(options.run) == "text":
+        from .rlhf.page import write_report
+    else:
+        from .report.page import write_report
     print(write_report(options.run, options.out or options.run / "report.html"))
 
 

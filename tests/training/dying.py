@@ -12,6 +12,7 @@ from typing import Any
 
 import surefoot.api
 import surefoot.collect
+import surefoot.rlhf.trainers
 import surefoot.training.engine
 import surefoot.training.session
 from surefoot.cli import main
@@ -22,6 +23,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "updating": (surefoot.training.engine.Engine, "advance"),  # late in an iteration; all of it on a device environment
     "saving": (surefoot.training.session, "save"),
     "evaluating": (surefoot.api, "evaluate"),
+    "text": (surefoot.rlhf.trainers.TextTrainer, "advance"),
 }
 
 

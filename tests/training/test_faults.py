@@ -20,12 +20,12 @@ import surefoot as sf
 from surefoot.training import evaluate
 from surefoot.training.cache import use_compilation_cache
 from surefoot.training.checkpoint import SaveError
-from surefoot.training.session import Session
+from surefoot.training.control import ControlSession
 
 
-def start(path: Path, env: Any = "CartPole-v1", steps: float = 4 * BATCH, config: Any = SMALL) -> Session:
+def start(path: Path, env: Any = "CartPole-v1", steps: float = 4 * BATCH, config: Any = SMALL) -> ControlSession:
     use_compilation_cache()
-    return Session.start(config, env, steps=steps, seed=0, num_envs=8, preset=False, out=path)
+    return ControlSession.start(config, env, steps=steps, seed=0, num_envs=8, preset=False, out=path)
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -219,7 +219,7 @@ def test_counters_go_on_beyond_32_bits(tmp_path: Path) -> None:
     assert report.step == 2**32 + BATCH
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 2**32 + BATCH
     assert report.metrics["episodes"] >= 2**32
-    resumed = Session.resume(tmp_path)
+    resumed = ControlSession.resume(tmp_path)
     assert resumed.engine.step == 2**32 + BATCH
     assert resumed.engine.recent.episodes == report.metrics["episodes"]
     assert next(resumed.reports(checkpoint_seconds=60.0)).step == 2**32 + 2 * BATCH

@@ -12,16 +12,16 @@ from support import bits
 
 import surefoot as sf
 from surefoot.envs.classic import CLASSIC
-from surefoot.training.session import Session
+from surefoot.training.control import ControlSession
 
 
 def short(num_steps: int) -> sf.A2C:
     return sf.A2C(num_steps=num_steps, hidden=(8,), optimiser="adam")
 
 
-def start(config: sf.A2C, path: Path, env: Any = "CartPole-v1", steps: int = 320, *, one_by_one: bool = False) -> Session:
+def start(config: sf.A2C, path: Path, env: Any = "CartPole-v1", steps: int = 320, *, one_by_one: bool = False) -> ControlSession:
     """By default 20 iterations of 8 steps of 2 environments."""
-    session = Session.start(config, env, steps=steps, seed=0, num_envs=2, preset=False, out=path)
+    session = ControlSession.start(config, env, steps=steps, seed=0, num_envs=2, preset=False, out=path)
     if one_by_one:
         session.engine.fused = 1
     return session

@@ -20,7 +20,7 @@ FORBIDDEN_ATTRIBUTES = {"tree_deserialise_leaves", "read_pickle", "exec_module",
 ARRAY_MODULES = {"np", "numpy", "jnp"}
 # An environment or a network that the user names as `module:factory` is the user's own code, and is run on the user's word.
 # `importlib` has no business where files are read.
-READERS = {"checkpoint.py", "policy.py"}
+READERS = {"checkpoint.py", "policy.py", "pretrained.py"}
 
 
 def dangers(source: str, filename: str = "any.py") -> list[str]:

@@ -19,8 +19,9 @@ from support import BATCH, SMALL, bits, metrics, steps_saved
 import surefoot as sf
 from surefoot.training import session
 from surefoot.training.checkpoint import CheckpointError, RunLocked, lock, newest, save
+from surefoot.training.control import read_record
 from surefoot.training.presets import with_settings
-from surefoot.training.session import create_directory, read_record, whole_number
+from surefoot.training.session import create_directory, whole_number
 
 STEPS = 3 * BATCH
 
@@ -138,7 +139,7 @@ def test_metrics_that_somebody_has_cut_are_not_made_up(kept: float, steps: list[
         ("[1, 2]", "it is not the record of a run"),
         ("{}", "it is not the record of a run"),
         ('{"format": 7}', "it has format 7, and this version of surefoot reads format 1"),
-        ('{"format": 1}', "it lacks preset, resume, seed, steps, versions"),
+        ('{"format": 1}', "it lacks num_envs, preset, resume, seed, steps, versions"),
         ("[" * 100_000, ""),
     ],
 )

@@ -244,14 +244,19 @@ def draw_panel(axes: Axes, panel: Panel, settings: dict[str, Any], audits: Seque
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, borderaxespad=0.1)
     if panel.is_log:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        decades = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=6)
-        axes.yaxis.set_major_locator(decades if high > 4 * low else MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_axis(axes)
     axes.set_ylim(*panel.limits)
     plain(axes)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic axis of values with plain numbers at it."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=6)
+    axes.yaxis.set_major_locator(decades if high > 4 * low else MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def alone(value: Vector) -> np.ndarray[Any, np.dtype[np.bool_]]:

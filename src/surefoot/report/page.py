@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ..algorithms import named
 from ..spaces import from_json
-from ..training.session import read_record
+from ..training.control import read_record
 from . import curves
 from .audit import IMPROVEMENT, Audit, draw_improvement, draw_panel, has_improvements, heading, note, panels, read_audits, style
 from .curves import COLOURS, FRAME, GRID, INK, Experiment, Vector
@@ -75,6 +75,11 @@ def page(runs: Sequence[Path]) -> str:
         section("Environment", table(environment(records))),
         section("Versions and machine", table(origin(records[0]))),
     ]
+    return fill(title, body)
+
+
+def fill(title: str, body: Iterable[str]) -> str:
+    """The whole page around its sections."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(body))
 
@@ -210,20 +215,23 @@ def key(colour: str) -> str:
     return f"<span class='key' style='background: var(--{VARIABLES[colour]})'></span>"
 
 
-def time_spent(metrics: dict[str, Vector]) -> dict[str, float]:
+PARTS = "environment", "acting", "learning"
+
+
+def time_spent(metrics: dict[str, Vector], parts: Sequence[str] = PARTS) -> dict[str, float]:
     """Seconds of training by what they went into; the rest is what no part of an iteration accounts for."""
     seconds = np.diff(metrics["step"], prepend=0) / metrics["time/steps_per_second"]
     spent = {FIRST: float(seconds[0])}
-    if "time/environment" in metrics:
-        spent |= {part: float(np.nansum((seconds * metrics[f"time/{part}"])[1:])) for part in ("environment", "acting", "learning")}
+    if known := [part for part in parts if f"time/{part}" in metrics]:
+        spent |= {part: float(np.nansum((seconds * metrics[f"time/{part}"])[1:])) for part in known}
     else:
         spent[COMPILED] = float(np.nansum(seconds[1:]))
     return spent | {"rest": max(0.0, float(metrics["time/seconds"][-1]) - sum(spent.values()))}
 
 
-def time_bar(seed: str, metrics: dict[str, Vector]) -> list[str]:
+def time_bar(seed: str, metrics: dict[str, Vector], parts: Sequence[str] = PARTS) -> list[str]:
     """A bar of the parts, and its key."""
-    spent = time_spent(metrics)
+    spent = time_spent(metrics, parts)
     total = sum(spent.values())
     colours = dict(zip(spent, (INK, *COLOURS), strict=False))
     pieces = (

@@ -11,6 +11,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from ..networks import advice
+from ..training.control import ControlSession
 from ..training.engine import DeviceEngine
 from ..training.session import Report, Session
 
@@ -18,7 +19,7 @@ PLAIN_SECONDS = 5.0  # between plain lines
 
 
 class Progress:
-    """Prints what a session does; silent where there is no stream."""
+    """Prints what a session does; silent where there is no stream. What there is to say is a subclass's."""
 
     def __init__(self, session: Session, stream: TextIO | None):
         self.session = session
@@ -29,26 +30,20 @@ class Progress:
         )
         self.printed_step = -1
         self.printed = -float("inf")
-        self.collecting: float | None = None  # seconds in an iteration on a device environment, once measured
         self.report: Report | None = None
 
+    def beginning(self) -> list[str]:
+        """What a run is, and what is to be known of it beforehand."""
+        raise NotImplementedError
+
+    def parts(self, report: Report) -> list[str]:
+        """How it goes, without times."""
+        raise NotImplementedError
+
     def __enter__(self) -> Progress:
-        record, engine = self.session.record, self.session.engine
-        where = "in JAX, compiled with the learner" if isinstance(engine, DeviceEngine) else "stepped from Python"
-        self._print(
-            f"{record['algorithm']} on {record['environment']} ({where}), {record['num_envs']} environments, seed {record['seed']}, "
-            f"{engine.num_iterations * engine.batch_steps:,} steps -> {self.session.path}"
-        )
-        if record["preset"]:
-            self._print(
-                "preset: " + ", ".join(f"{name}={value}" for name, value in record["preset"].items()) + "  (--no-preset to leave it out)"
-            )
-        if engine.replay_bytes:
-            self._print(f"replay: {engine.config.replay_size:,} rows, {engine.replay_bytes / 1e6:,.0f} MB of memory")
-        if record["resume"] != "exact":
-            self._print("note: this environment cannot give its state; if the run is stopped and resumed, its episodes start anew")
-        if (note := advice(engine.config, engine.spec.observation_space)) is not None:
-            self._print(f"note: {note}")
+        engine = self.session.engine
+        for line in self.beginning():
+            self._print(line)
         if engine.iteration:
             self._print(f"continuing from step {engine.step:,}")
         self.started, self.first_step = time.monotonic(), engine.step
@@ -77,9 +72,6 @@ class Progress:
             self.compiled, self.first_step = now, report.step
             self._print(f"compiled in {now - self.started:.1f} s")
         self.report = report
-        engine = self.session.engine
-        if self.collecting is None and not self.quiet and isinstance(engine, DeviceEngine) and now - self.compiled > 1.0:
-            self.collecting = engine.time_collecting()
         if self.live:
             self.live.update(Spinner("dots", self._line(report)))
         elif now - self.printed >= PLAIN_SECONDS:
@@ -87,33 +79,72 @@ class Progress:
             self.printed, self.printed_step = now, report.step
 
     def _line(self, report: Report) -> str:
-        engine, metrics = self.session.engine, report.metrics
-        total = engine.num_iterations * engine.batch_steps
-        episode_return = metrics["episode_return"]
-        parts = [
-            f"{report.step:>11,} / {total:,} ({report.step / total:4.0%})",
+        total = self.session.engine.total_steps
+        parts = [f"{report.step:>11,} / {total:,} ({report.step / total:4.0%})", *self.parts(report)]
+        if self.first_step < report.step < total:
+            parts.append(f"{clock(self.seconds_per_step(report) * (total - report.step))} left")
+        return "  ".join(part for part in parts if part)
+
+    def seconds_per_step(self, report: Report) -> float:
+        """Since the first iteration, which compiled."""
+        return (time.monotonic() - self.compiled) / (report.step - self.first_step)
+
+    def shares(self, report: Report, *names: str) -> str:
+        """Where the time goes."""
+        return ", ".join(f"{name} {report.metrics[f'time/{name}']:.0%}" for name in names if f"time/{name}" in report.metrics)
+
+    def _print(self, line: str) -> None:
+        self.console.print(Text(line))
+
+
+class ControlProgress(Progress):
+    """Of an algorithm on an environment."""
+
+    session: ControlSession
+
+    def __init__(self, session: ControlSession, stream: TextIO | None):
+        super().__init__(session, stream)
+        self.collecting: float | None = None  # seconds in an iteration on a device environment, once measured
+
+    def beginning(self) -> list[str]:
+        record, engine = self.session.record, self.session.engine
+        where = "in JAX, compiled with the learner" if isinstance(engine, DeviceEngine) else "stepped from Python"
+        lines = [
+            f"{record['algorithm']} on {record['environment']} ({where}), {record['num_envs']} environments, seed {record['seed']}, "
+            f"{engine.total_steps:,} steps -> {self.session.path}"
+        ]
+        if record["preset"]:
+            preset = ", ".join(f"{name}={value}" for name, value in record["preset"].items())
+            lines.append(f"preset: {preset}  (--no-preset to leave it out)")
+        if engine.replay_bytes:
+            lines.append(f"replay: {engine.config.replay_size:,} rows, {engine.replay_bytes / 1e6:,.0f} MB of memory")
+        if record["resume"] != "exact":
+            lines.append("note: this environment cannot give its state; if the run is stopped and resumed, its episodes start anew")
+        if (note := advice(engine.config, engine.spec.observation_space)) is not None:
+            lines.append(f"note: {note}")
+        return lines
+
+    def update(self, report: Report) -> None:
+        engine = self.session.engine
+        is_steady = self.report is not None and time.monotonic() - self.compiled > 1.0
+        if self.collecting is None and is_steady and not self.quiet and isinstance(engine, DeviceEngine):
+            self.collecting = engine.time_collecting()
+        super().update(report)
+
+    def parts(self, report: Report) -> list[str]:
+        metrics, episode_return = report.metrics, report.metrics["episode_return"]
+        return [
             "no episode yet" if episode_return is None else f"return {episode_return:.1f}",
             f"KL {metrics['kl']:.4f}" if metrics.get("kl") is not None else "",
             f"{metrics['time/steps_per_second']:,.0f} steps/s",
             self._split(report),
         ]
-        if self.first_step < report.step < total:
-            parts.append(f"{clock(self._seconds_per_step(report) * (total - report.step))} left")
-        return "  ".join(part for part in parts if part)
 
     def _split(self, report: Report) -> str:
-        if self.collecting is not None:
-            share = min(1.0, self.collecting / (self._seconds_per_step(report) * self.session.engine.batch_steps))
-            return f"environment + acting {share:.0%}, learning {1 - share:.0%}"
-        names = ("environment", "acting", "learning")
-        return ", ".join(f"{name} {report.metrics[f'time/{name}']:.0%}" for name in names if f"time/{name}" in report.metrics)
-
-    def _seconds_per_step(self, report: Report) -> float:
-        """Since the first iteration, which compiled."""
-        return (time.monotonic() - self.compiled) / (report.step - self.first_step)
-
-    def _print(self, line: str) -> None:
-        self.console.print(Text(line))
+        if self.collecting is None or report.step == self.first_step:
+            return self.shares(report, "environment", "acting", "learning")
+        share = min(1.0, self.collecting / (self.seconds_per_step(report) * self.session.engine.batch_steps))
+        return f"environment + acting {share:.0%}, learning {1 - share:.0%}"
 
 
 def clock(seconds: float) -> str:

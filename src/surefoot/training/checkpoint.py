@@ -105,7 +105,7 @@ def save(directory: Path, step: int, trees: Mapping[str, PyTree], info: Mapping[
     temporary = directory / f".{path.name}.tmp"
     try:
         directory.mkdir(exist_ok=True)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
         for stale in directory.glob(".step-*.tmp"):  # of writers that died: the living one has the lock
             shutil.rmtree(stale, ignore_errors=True)
         before, described = _newest_manifest(directory)
@@ -122,10 +122,10 @@ def save(directory: Path, step: int, trees: Mapping[str, PyTree], info: Mapping[
         files["info.json"] = _write(temporary / "info.json", [info_text])
         manifest = {"format": FORMAT, "step": step, "files": files, "sha256": _manifest_digest(step, files)}
         _write(temporary / "manifest.json", [json.dumps(manifest, indent=1).encode()])
-        _sync_directory(temporary)
+        sync_directory(temporary)
         _open(temporary, step, compared=chunks)
         os.rename(temporary, path)
-        _sync_directory(directory)
+        sync_directory(directory)
     except (OSError, CheckpointError) as error:
         raise SaveError(f"the checkpoint of step {step} was not saved in {directory}: {error}; earlier checkpoints are intact") from error
     finally:
@@ -190,7 +190,7 @@ def _open(path: Path, step: int, compared: AbstractSet[str] = frozenset()) -> Ch
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if actual != expected:
             raise CheckpointError(f"{path / name} is corrupt: size or SHA-256 differ from the manifest")
-    info = _read_json(path / "info.json")
+    info = read_json(path / "info.json")
     if not isinstance(info, dict):
         raise CheckpointError(f"{path / 'info.json'} is corrupt: not a JSON object")
     return Checkpoint(path, step, info, tuple(match[1] for name in files if (match := re.fullmatch(r"(\w+)\.safetensors", name))))
@@ -198,7 +198,7 @@ def _open(path: Path, step: int, compared: AbstractSet[str] = frozenset()) -> Ch
 
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:
     """The files of the checkpoint of `step`, with their sizes and hashes. Raises CheckpointError."""
-    match _read_json(path / "manifest.json"):
+    match read_json(path / "manifest.json"):
         case {"format": int(version)} if version != FORMAT:
             raise CheckpointError(f"{path} has format {version}; this version of surefoot reads format {FORMAT}")
         case {"format": int(), "step": int(written_step), "files": {"info.json": _} as files, "sha256": digest}:
@@ -231,7 +231,7 @@ def save_file(path: Path, tree: PyTree, info: Mapping[str, Any]) -> Path:
         temporary.unlink(missing_ok=True)
         _write(temporary, _encode(arrays, {"surefoot": text, "sha256": _digest(arrays, text)}))
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise SaveError(f"{path} was not saved: {error}") from error
     finally:
@@ -491,7 +491,8 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """See to it that names in a directory that were written or replaced are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -517,7 +518,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str
         return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file of bounded size. Raises CheckpointError."""
     try:
         if (size := path.stat().st_size) > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path} is refused: {size} bytes of JSON, at most {_MAX_JSON_BYTES} are read")

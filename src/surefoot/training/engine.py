@@ -79,6 +79,11 @@ class Engine:
         return self.iteration * self.batch_steps
 
     @property
+    def total_steps(self) -> int:
+        """Environment steps of the whole run: whole batches."""
+        return self.num_iterations * self.batch_steps
+
+    @property
     def finished(self) -> bool:
         return self.iteration >= self.num_iterations
 

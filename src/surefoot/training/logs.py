@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+# tensorboardX imports PyTorch where it is installed, which takes seconds, and what is used here does not need it.
+_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+
+if _torch is None:
+    del sys.modules["torch"]
 
 
 class Logs:

@@ -9,23 +9,19 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Generator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from ..envs import environment_name, is_device, is_vector, make
-from ..networks import find_factory, own_network
 from ..spaces import from_json
+from ..types import PyTree
 from .checkpoint import Checkpoint, CheckpointError, RunLocked, SaveError, lock, newest, save
-from .engine import DeviceEngine, Engine, HostEngine
 from .logs import Logs
-from .policy import Policy, describe, undescribe
-from .presets import preset_for, with_settings
 from .signals import StopRequest, catch_signals
 
 RUN_FORMAT = 1
@@ -34,82 +30,86 @@ RUN_FORMAT = 1
 class Report(NamedTuple):
     """Where a run stands after an iteration."""
 
-    step: int  # environment steps so far
+    step: int  # environment steps so far; of a language model, sequences
     metrics: dict[str, Any]  # numbers; None where there is nothing to report
-    policy: Policy
+    policy: Any
+
+
+class Trainer(Protocol):
+    """The moving parts of a run, one iteration at a time; `advance` gives its metrics, the rest says where it stands."""
+
+    iteration: int
+    steps_advanced: int  # of the last call
+    seconds: dict[str, float]  # of the last call, by part, and in "total"
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def advance(self) -> dict[str, Any]: ...
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]: ...
+
+    def restore(self, checkpoint: Checkpoint) -> None: ...
 
 
 class Session:
-    """One run in one process, holding the lock of its directory."""
+    """One run in one process, holding the lock of its directory. What it trains is a subclass's: see `prepare` and below."""
 
-    def __init__(self, path: Path, record: dict[str, Any], config: Any, env: Any):
-        self.path, self.record, self.config = path, record, config
+    def __init__(self, path: Path, record: dict[str, Any]):
+        self.path, self.record = path, record
         with ExitStack() as opened:
             opened.enter_context(lock(path))
-            environment, self.spec = make(env, record["num_envs"])
-            if not is_device(environment) and not is_vector(env):
-                opened.callback(environment.close)
-            engine = DeviceEngine if is_device(environment) else HostEngine
-            self.engine: Engine = engine(config, environment, self.spec, seed=record["seed"], total_steps=record["steps"])
+            self.engine: Trainer = self.prepare(opened)
             self._open = opened.pop_all()  # all is well: it stays open until `close`
         self.seconds = 0.0  # of training, in all the processes of this run
         self.metrics_size = 0
 
-    @classmethod
-    def start(cls, config: Any, env: Any, *, steps: float, seed: int, num_envs: int, preset: bool, out: str | Path | None) -> Session:
-        """Make a new run directory; ValueError where it exists already or cannot be written."""
-        steps = whole_number("steps", steps, minimum=1)
-        seed = whole_number("seed", seed, minimum=0)
-        name = environment_name(env)
-        settings = preset_for(config, name) if preset else {}
-        config = with_settings(config, settings)
-        path = create_directory(out, f"{describe_name(config)}-{name}")
-        record = {
-            "format": RUN_FORMAT,
-            "steps": steps,
-            "seed": seed,
-            "num_envs": num_envs,
-            "preset": settings,
-            "command": sys.argv,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": {
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-                "device": jax.devices()[0].device_kind,
-            },
-        }
-        try:
-            session = cls(path, record, config, env)
-            session.record |= session.identity | {"resume": session.spec.resume}
-            write_json(path / "run.json", session.record)
-        except RunLocked:
-            raise  # another process has begun in this directory just now
-        except BaseException:
-            remove_empty(path)
-            raise
-        return session
+    def prepare(self, opened: ExitStack) -> Trainer:
+        """What `record` describes, ready to run; `opened` closes what must be."""
+        raise NotImplementedError
 
-    @classmethod
-    def resume(cls, path: Path, env: Any = None) -> Session:
-        """Continue the run in `path` from its newest valid checkpoint, or from the start where it has none yet."""
-        record = read_record(path)
-        _, config, _ = undescribe(record)
-        if (network := own_network(config)) is not None:
-            find_factory(network, import_module=True)
-        session = cls(path, record, config, recorded_environment(record) if env is None else env)
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with a run, as JSON."""
+        raise NotImplementedError
+
+    @property
+    def policy(self) -> Any:
+        """The policy as it stands."""
+        raise NotImplementedError
+
+    def save_policy(self) -> None:
+        """Write it where users look for it."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Write the record of a new run."""
         try:
-            refuse_differences(path / "run.json", record, session.identity)
-            checkpoint = newest(path / "checkpoints")
-            if checkpoint is not None:
-                session._restore(checkpoint)
+            self.record |= self.identity
+            write_json(self.path / "run.json", self.record)
         except BaseException:
-            session.close()
+            self.close()
             raise
-        installed = versions()
-        if changed := [f"{name} {was} -> {installed.get(name)}" for name, was in record["versions"].items() if installed.get(name) != was]:
-            warnings.warn(f"other versions than at the start, so the bits may differ: {', '.join(changed)}", stacklevel=2)
-        return session
+
+    def _continue(self) -> None:
+        """Go on from the newest valid checkpoint, or from the start where there is none yet."""
+        try:
+            refuse_differences(self.path / "run.json", self.record, self.identity)
+            checkpoint = newest(self.path / "checkpoints")
+            if checkpoint is not None:
+                self._restore(checkpoint)
+        except BaseException:
+            self.close()
+            raise
+        installed, before = versions(), self.record["versions"]
+        if changed := [f"{name} {was} -> {installed.get(name)}" for name, was in before.items() if installed.get(name) != was]:
+            warnings.warn(f"other versions than at the start, so the bits may differ: {', '.join(changed)}", stacklevel=3)
 
     def reports(self, *, checkpoint_seconds: float, stop: StopRequest | None = None) -> Generator[Report, None, None]:
         """Run to the end, a report for each iteration. Stopping early, by a signal or by the caller, saves a checkpoint first."""
@@ -140,16 +140,6 @@ class Session:
                 remedy = f"make room, and `surefoot train --resume {self.path}` repeats what came after step {saved_step}"
                 raise SaveError(f"The end of the run could not be saved; {remedy}.")
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with a run, as JSON."""
-        return describe(self.config, self.spec) | {"seed": self.record["seed"]}
-
-    @property
-    def policy(self) -> Policy:
-        """The policy as it stands."""
-        return Policy(self.config, self.spec, self.engine.learner.acting, seed=self.record["seed"])
-
     def close(self) -> None:
         """Release the environments and the lock."""
         self._open.close()
@@ -166,7 +156,7 @@ class Session:
         trees, info = self.engine.snapshot()
         try:
             info |= {"seconds": self.seconds, "metrics_size": logs.sync(), "run": self.identity}
-            self.policy.save(self.path / "policy.safetensors")  # first, so that a checkpoint's policy is never missing
+            self.save_policy()  # first, so that a checkpoint's policy is never missing
             save(self.path / "checkpoints", self.engine.step, trees, info)
         except (SaveError, OSError) as error:
             warnings.warn(f"{error}; what was saved before is intact", stacklevel=2)
@@ -190,10 +180,6 @@ def whole_number(name: str, value: float, *, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer() or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     return int(value)
-
-
-def describe_name(config: Any) -> str:
-    return type(config).__name__.lower()
 
 
 def create_directory(out: str | Path | None, name: str) -> Path:
@@ -220,6 +206,19 @@ def create_directory(out: str | Path | None, name: str) -> Path:
     return candidate
 
 
+@contextmanager
+def fresh_directory(out: str | Path | None, name: str) -> Iterator[Path]:
+    """`create_directory`; gone again where no run could be started in it."""
+    path = create_directory(out, name)
+    try:
+        yield path
+    except RunLocked:
+        raise  # another process has begun in this directory just now
+    except BaseException:
+        remove_empty(path)
+        raise
+
+
 def remove_empty(path: Path) -> None:
     """Remove a directory that a run could not be started in, unless something else is in it."""
     (path / "lock").unlink(missing_ok=True)
@@ -234,19 +233,35 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The run.json of a run directory; CheckpointError where there is none that can be used."""
+def new_record(steps: int, seed: int) -> dict[str, Any]:
+    """What every run records of its beginning, as JSON."""
+    return {
+        "format": RUN_FORMAT,
+        "steps": steps,
+        "seed": seed,
+        "command": sys.argv,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "device": jax.devices()[0].device_kind},
+    }
+
+
+def read_record(path: Path, check: Callable[[dict[str, Any]], object], *fields: str) -> dict[str, Any]:
+    """The run.json of a run directory; CheckpointError where there is none that can be used.
+
+    `fields` must be there besides what every run records; `check` raises ValueError for what it does not like.
+    """
     try:
         record = json.loads((path / "run.json").read_text())
         if not isinstance(record, dict) or "format" not in record:
             raise ValueError("it is not the record of a run.")
         if record["format"] != RUN_FORMAT:
             raise ValueError(f"it has format {record['format']}, and this version of surefoot reads format {RUN_FORMAT}.")
-        if lacking := {"preset", "resume", "seed", "steps", "versions"} - record.keys():
+        if lacking := {"seed", "steps", "versions", *fields} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
-        for name, minimum in {"steps": 1, "seed": 0, "num_envs": 1}.items():
+        for name, minimum in {"steps": 1, "seed": 0}.items():
             whole_number(name, record[name], minimum=minimum)
-        undescribe(record)
+        check(record)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a run directory: it holds no run.json.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -254,12 +269,13 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def recorded_environment(record: dict[str, Any]) -> str:
-    """The environment that a record names; ValueError where the run was given something without a name, such as a lambda."""
-    name = record["environment"]
-    if "<" in name:
-        raise ValueError(f"The run was given {name}, which cannot be found by that name; hand it over again, as env=...")
-    return str(name)
+def kind_of(path: Path) -> str:
+    """What a run directory is of: "control", or "text"; "control" also where there is no record to say it."""
+    try:
+        record = json.loads((path / "run.json").read_text())
+        return str(record.get("kind", "control"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return "control"
 
 
 def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -268,8 +284,11 @@ def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]
     def readable(value: Any) -> Any:
         return " ".join(str(from_json(value)).split()) if isinstance(value, dict) else repr(value)
 
-    spread = {"config": None, "environment_settings": None}
-    before, now = ({**one, **one["config"], **one.get("environment_settings", {}), **spread} for one in (before, now))
+    groups: dict[str, Any] = {"config": {}, "environment_settings": {}, "sources": {}, "hashes": {}}
+    before, now = (
+        {**identity, **{name: value for group in groups for name, value in identity.get(group, {}).items()}, **groups}
+        for identity in (before, now)
+    )
     if differing := [name for name in now if before.get(name) != now[name]]:
         listed = "; ".join(f"{name} was {readable(before.get(name))} and is now {readable(now[name])}" for name in differing)
         raise CheckpointError(f"{source} does not belong to this run: {listed}.")

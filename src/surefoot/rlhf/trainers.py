@@ -1,0 +1,403 @@
+"""The moving parts of a run on text: from examples or prompts to a gradient step, one iteration at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..training.checkpoint import Checkpoint
+from ..training.engine import NonFiniteError
+from ..training.seeding import key_for
+from ..types import PyTree
+from . import alarms, ppo, supervised
+from .batches import Cursor, TokenPreference, TokenPrompt, TokenSequence, bucket_lengths, pad, sequence_batch, take
+from .data import Dataset
+from .heads import RewardModel, values
+from .model import LanguageModel
+from .optimisation import map_rows, model_of
+from .rewards import Reward, score
+from .sampling import Generated, generate
+from .tokens import Tokens
+
+EVALUATIONS = 10  # of held-out data in a run
+
+
+class TextTrainer:
+    """Counters, the place in the data, and the learner's state; `advance` runs one iteration."""
+
+    def __init__(self, config: Any, *, seed: int, steps: int, batch: int, data_size: int):
+        self.config, self.seed, self.batch, self.data_size = config, seed, batch, data_size
+        self.iteration = 0
+        self.num_iterations = max(1, -(-steps // batch))
+        self.cursor = Cursor()
+        self.learner: Any = None
+        self.steps_advanced = batch
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def step(self) -> int:
+        """Sequences so far."""
+        return self.iteration * self.batch
+
+    @property
+    def total_steps(self) -> int:
+        """Sequences of the whole run: whole batches."""
+        return self.num_iterations * self.batch
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration >= self.num_iterations
+
+    @property
+    def progress(self) -> np.float32:
+        """The fraction of the run that is over."""
+        return np.float32(self.iteration / self.num_iterations)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out data is looked at after this iteration."""
+        done = self.iteration + 1
+        return done * EVALUATIONS // self.num_iterations > self.iteration * EVALUATIONS // self.num_iterations
+
+    def advance(self) -> dict[str, Any]:
+        """One iteration; its metrics, as numbers (None where there is nothing to report)."""
+        began = time.perf_counter()
+        self.seconds = {}
+        metrics = self.iterate()
+        self.iteration += 1
+        self.seconds["total"] = time.perf_counter() - began
+        return {name: None if value is None or not np.isfinite(value) else float(value) for name, value in metrics.items()}
+
+    def iterate(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def take(self, num: int) -> list[int]:
+        """The numbers of the next examples."""
+        index, self.cursor = take(self.cursor, num, size=self.data_size, seed=self.seed)
+        return [int(i) for i in index]
+
+    def timed(self, part: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """What the function gives, once it is there; its time is added to a part of the iteration's."""
+        began = time.perf_counter()
+        result = jax.block_until_ready(function(*arguments, **keywords))
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+        return result
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """(trees of arrays, JSON) from which `restore` continues to the bit."""
+        return {"learner": self.learner}, {"iteration": self.iteration, "cursor": list(self.cursor)}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from what `snapshot` gave."""
+        self.learner = checkpoint.restore("learner", self.learner)
+        self.iteration, self.cursor = checkpoint.info["iteration"], Cursor(*checkpoint.info["cursor"])
+
+
+class SupervisedTrainer(TextTrainer):
+    """Gradient steps on a file of demonstrations or comparisons."""
+
+    def __init__(
+        self,
+        config: supervised.SupervisedSettings,
+        model: LanguageModel,
+        data: Sequence[Any],
+        held_out: Sequence[Any],
+        tokens: Tokens,
+        *,
+        max_length: int,
+        seed: int,
+    ):
+        steps = round(config.epochs * len(data))
+        super().__init__(config, seed=seed, steps=max(steps, 1), batch=config.minibatch_size, data_size=len(data))
+        self.data, self.held_out, self.tokens, self.lengths = data, held_out, tokens, bucket_lengths(max_length)
+        self.base = model if config.lora_rank else None
+        self.learner = jax.jit(partial(supervised.init, config))(model, key_for(seed, "parameters"))
+        self._update = jax.jit(partial(supervised.update, config), donate_argnums=0)
+        self._judge = jax.jit(self._judged)
+
+    def arrays(self, examples: Sequence[Any], rows: int) -> Any:
+        """Examples as `Sequences` of `rows` rows, or as a pair of them; rows that are too many do not count."""
+        if isinstance(examples[0], TokenPreference):
+            longest = max(len(answer.ids) for pair in examples for answer in (pair.chosen, pair.rejected))
+            width = [min(length for length in self.lengths if length >= longest)]
+            return tuple(self._sequences(answers, rows, width) for answers in zip(*((p.chosen, p.rejected) for p in examples), strict=True))
+        return self._sequences(examples, rows, self.lengths)
+
+    def _sequences(self, examples: Sequence[TokenSequence], rows: int, lengths: Sequence[int]) -> supervised.Sequences:
+        filled = [*examples, *[examples[0]] * (rows - len(examples))]
+        batch = sequence_batch(filled, lengths, self.tokens.pad_id)
+        return supervised.Sequences(batch.ids, batch.mask, batch.is_completion, np.arange(rows) < len(examples))
+
+    def iterate(self) -> Mapping[str, Any]:
+        batch = self.arrays([self.data[i] for i in self.take(self.batch)], self.batch)
+        self.learner, metrics = self.timed("learning", self._update, self.learner, batch, self.base, self.progress)
+        metrics = jax.device_get(metrics)
+        if not metrics.pop("finite"):
+            raise NonFiniteError(
+                f"Iteration {self.iteration} (after {self.step} sequences) was not finite: loss = {metrics['loss']}. The step was not "
+                "taken; the parameters are those from before it. Try a smaller learning_rate or max_grad_norm."
+            )
+        if self.held_out and self.evaluates:
+            metrics |= {f"held_out_{name}": value for name, value in self.judge(self.held_out).items()}
+        return metrics
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model, with what was trained in it."""
+        trained = self.learner.trained
+        return model_of(self.base, trained.backbone if isinstance(trained, supervised.Scorer) else trained)
+
+    def _judged(self, trained: Any, base: LanguageModel | None, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        if isinstance(trained, supervised.Scorer):
+            _, metrics = supervised.comparison_loss(model_of(base, trained.backbone), trained.head, batch)
+            return metrics, jnp.sum(batch[0].counts)
+        loss, count = supervised.completion_loss(model_of(base, trained), batch)
+        return {"loss": loss}, count
+
+    def judge(self, examples: Sequence[Any]) -> dict[str, float]:
+        """Mean loss, and what else there is, on examples that are not learned from."""
+        totals: dict[str, float] = {}
+        number = 0.0
+        for begin in range(0, len(examples), self.batch):
+            batch = self.arrays(examples[begin : begin + self.batch], self.batch)
+            sums, count = jax.device_get(self._judge(self.learner.trained, self.base, batch))
+            number += float(count)
+            totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+        return {name: total / number for name, total in totals.items()}
+
+
+class Judges(NamedTuple):
+    """What scores answers: reward models and Python functions with their weights, and what is only watched."""
+
+    models: list[tuple[str, RewardModel, float]]  # name, model, weight
+    functions: list[Reward]
+    gold: list[Reward]  # stands in for people: reported for held-out prompts, never learned from
+    timeout_seconds: float | None = None
+
+
+class Judgement(NamedTuple):
+    """What B answers are worth."""
+
+    completions: list[str]
+    score: np.ndarray[Any, Any]  # [B] of the rewards with their weights
+    is_scored: np.ndarray[Any, Any]  # [B]
+    parts: dict[str, np.ndarray[Any, Any]]  # [B] what each reward said
+    gold: np.ndarray[Any, Any] | None  # [B], NaN where there is none
+    length: np.ndarray[Any, Any]  # [B] tokens
+    is_ended: np.ndarray[Any, Any]  # [B] the end token is there
+
+
+class Sample(NamedTuple):
+    """An answer for people to read."""
+
+    prompt: Any
+    completion: str
+    score: float
+    kl: float  # nats between policy and reference, summed over the answer
+
+
+class RunAstray(FloatingPointError):
+    """A run that would learn nothing good any more. `samples` show it, and the last checkpoint is from before."""
+
+    def __init__(self, message: str, samples: list[Sample]):
+        super().__init__(message)
+        self.samples = samples
+
+
+class OnlineTrainer(TextTrainer):
+    """Answers to prompts, their scores, and a step of the policy: PPO, RLOO or GRPO."""
+
+    def __init__(
+        self,
+        config: ppo.OnlineSettings,
+        reference: LanguageModel,
+        judges: Judges,
+        prompts: Dataset[TokenPrompt],
+        held_out: Dataset[TokenPrompt] | None,
+        tokens: Tokens,
+        *,
+        longest_prompt: int,
+        seed: int,
+        steps: int,
+    ):
+        super().__init__(config, seed=seed, steps=steps, batch=config.answers, data_size=len(prompts.rows))
+        self.judges, self.prompts, self.held_out, self.tokens = judges, prompts.rows, held_out.rows if held_out else [], tokens
+        self.prompt_lengths = bucket_lengths(longest_prompt)
+        from_reward = getattr(config, "critic_from", "") == "reward" and judges.models
+        critic = judges.models[0][1].backbone if from_reward else reference
+        self.frozen = ppo.Frozen(reference, critic if config.lora_rank else None)
+        self.learner = jax.jit(partial(ppo.init, config))(reference, critic, key_for(seed, "parameters"))
+        self.sampling_key, self.learning_key, self.held_out_key = (key_for(seed, name) for name in ("sampling", "learning", "held-out"))
+        self._log_probs, self._values = jax.jit(self._scored), jax.jit(self._valued)
+        self._reward = jax.jit(lambda model, *rows: map_rows(config, lambda part: model(*part), rows))
+        self._update = jax.jit(partial(ppo.update, config), donate_argnums=0)
+        self.worth: tuple[float, float] | None = None  # of the last iteration's answers: mean, and its standard error
+        self.samples: list[Sample] = []  # of the last iteration
+        self.warnings: list[str] = []  # what stands out in them
+
+    @property
+    def model(self) -> LanguageModel:
+        """The policy as it stands."""
+        return model_of(self.frozen.reference, self.learner.actor)
+
+    def _scored(self, base: LanguageModel, trained: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        model = model_of(base, trained)
+        return map_rows(self.config, lambda rows: ppo.log_probs(self.config, model, *rows)[0], (tokens, mask))
+
+    def _valued(self, base: LanguageModel | None, critic: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        return map_rows(self.config, lambda rows: values(base, critic, *rows, self.config.max_new_tokens), (tokens, mask))
+
+    def answer(self, prompts: Sequence[TokenPrompt], key: jax.Array) -> tuple[Generated, Judgement]:
+        """The policy's answers, one to each prompt, and what they are worth; `config.answers` at a time."""
+        config = self.config
+        filling = [prompts[0]] * (config.answers - len(prompts))
+        ids = [prompt.ids for prompt in (*prompts, *filling)]
+        rows = pad(ids, self.prompt_lengths, self.tokens.pad_id, side="left")
+        generated: Generated = self.timed(
+            "generating",
+            generate,
+            self.model,
+            *rows,
+            key,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            stop_token=self.tokens.stop_ids,
+            pad_token=self.tokens.pad_id,
+            done=np.arange(len(ids)) >= len(prompts),
+        )
+        began = time.perf_counter()
+        judgement = self._judge(prompts, generated)
+        self.seconds["scoring"] = self.seconds.get("scoring", 0.0) + time.perf_counter() - began
+        return generated, judgement
+
+    def _judge(self, prompts: Sequence[TokenPrompt], generated: Generated) -> Judgement:
+        config, judges, num = self.config, self.judges, len(prompts)
+        parts = {name: np.asarray(self._reward(model, generated.tokens, generated.mask))[:num] for name, model, _ in judges.models}
+        total = sum((weight * parts[name] for name, _, weight in judges.models), np.zeros(num, np.float32))
+        tokens, mask = (np.asarray(x)[:num, -config.max_new_tokens :] for x in (generated.tokens, generated.response_mask))
+        completions = self.tokens.decode([row[kept] for row, kept in zip(tokens, mask, strict=True)])
+        asked = [prompt.prompt for prompt in prompts], completions, [prompt.columns for prompt in prompts]
+        by_functions = score(judges.functions, *asked, timeout_seconds=judges.timeout_seconds)
+        gold = score(judges.gold, *asked, timeout_seconds=judges.timeout_seconds) if judges.gold else None
+        length = mask.sum(axis=1)
+        last = tokens[np.arange(num), np.maximum(length - 1, 0)]
+        return Judgement(
+            completions=completions,
+            score=(total + by_functions.score).astype(np.float32),
+            is_scored=by_functions.is_scored,
+            parts=parts | by_functions.parts,
+            gold=None if gold is None else np.where(gold.is_scored, gold.score, np.nan),
+            length=length,
+            is_ended=np.isin(last, self.tokens.stop_ids) & (length > 0),
+        )
+
+    def iterate(self) -> Mapping[str, Any]:
+        config = self.config
+        metrics: dict[str, Any] = {}
+        if self.iteration == 0 and self.held_out:
+            metrics |= {f"start_{name}": value for name, value in self.judge_held_out().items()}
+        prompts = [self.prompts[i] for i in self.take(config.num_prompts) for _ in range(config.group_size)]
+        generated, judged = self.answer(prompts, jax.random.fold_in(self.sampling_key, self.iteration))
+        rows = generated.tokens, generated.mask
+        # The reference goes through the same program as the actor: with equal weights the log-probabilities are equal to the bit.
+        reference = self.frozen.reference if not config.lora_rank else jax.tree.map(jnp.zeros_like, self.learner.actor)
+        log_prob = self.timed("scoring", self._log_probs, self.frozen.reference, self.learner.actor, *rows)
+        ref_log_prob = self.timed("scoring", self._log_probs, self.frozen.reference, reference, *rows)
+        critic = self.learner.critic
+        value = None if critic is None else self.timed("scoring", self._values, self.frozen.critic_base, critic, *rows)
+        response_mask = np.asarray(generated.response_mask)[:, -config.max_new_tokens :]
+        kl = np.sum(np.asarray(log_prob - ref_log_prob), axis=1, where=response_mask)
+        each = zip(prompts, judged.completions, judged.score.tolist(), kl.tolist(), strict=True)
+        self.samples = [Sample(prompt.prompt, *row) for prompt, *row in each]
+        is_empty_lesson = self._look_at(np.asarray(log_prob), response_mask, kl, judged)
+        penalised = judged.score - config.missing_end_penalty * ~judged.is_ended
+        answers = ppo.Answers(
+            *rows,
+            response_mask=response_mask,
+            score=penalised.astype(np.float32),
+            counts=judged.is_scored & ~np.bool_(is_empty_lesson),
+            log_prob=log_prob,
+            ref_log_prob=ref_log_prob,
+            value=value,
+        )
+        price = float(self.learner.kl_coef) if config.kl_as == "reward" else 0.0
+        key = jax.random.fold_in(self.learning_key, self.iteration)
+        self.learner, of_update = self.timed("learning", self._update, self.learner, answers, self.frozen, key, self.progress)
+        of_update = jax.device_get(of_update)
+        if not of_update.pop("finite"):
+            raise RunAstray(f"The update of iteration {self.iteration} was not finite; it was not taken.", self.samples)
+        metrics |= self._counted(judged, penalised - price * kl) | of_update
+        if self.held_out and self.evaluates:
+            self.iteration += 1  # of the policy that has just moved
+            metrics |= {f"held_out_{name}": value for name, value in self.judge_held_out().items()}
+            self.iteration -= 1
+        return metrics
+
+    def _look_at(self, log_prob: Any, response_mask: Any, kl: Any, judged: Judgement) -> bool:
+        """Note what stands out; raise where the run has gone astray. Whether nothing can be learned from these answers."""
+        prompts, completions = [sample.prompt for sample in self.samples], judged.completions
+        limit = self.config.max_kl
+        fatal = alarms.non_finite(log_prob, response_mask, completions) or alarms.far_from_reference(kl, completions, limit)
+        if fatal:
+            raise RunAstray(f"Iteration {self.iteration}: {fatal} Nothing was learned from it.", self.samples)
+        same = alarms.identical_completions(prompts, completions)
+        empty = alarms.empty_completions(prompts, completions)
+        self.warnings = [warning for warning in (same, empty) if warning]
+        return same is not None or not any(map(str.strip, completions))
+
+    def _counted(self, judged: Judgement, worth: Any) -> dict[str, Any]:
+        """What the answers of an iteration came to."""
+        counted = worth[judged.is_scored]
+        now = (float(counted.mean()), standard_error(counted)) if len(counted) else None
+        before, self.worth = self.worth, now
+        metrics = {
+            "score": mean(judged.score[judged.is_scored]),
+            "score_error": standard_error(judged.score[judged.is_scored]),
+            "response_length": judged.length.mean(),
+            "ended": judged.is_ended.mean(),
+            "empty": np.mean([not completion.strip() for completion in judged.completions]),
+            "unscored": 1.0 - judged.is_scored.mean(),
+            **{f"reward/{name}": np.nanmean(part) if np.isfinite(part).any() else np.nan for name, part in judged.parts.items()},
+        }
+        if judged.gold is not None:
+            metrics["gold"] = np.nanmean(judged.gold) if np.isfinite(judged.gold).any() else np.nan
+        if before is not None and now is not None:
+            metrics |= {"realised_improvement": now[0] - before[0], "realised_improvement_error": float(np.hypot(now[1], before[1]))}
+        return metrics
+
+    def judge_held_out(self) -> dict[str, float]:
+        """What answers to the held-out prompts are worth: means and their standard errors."""
+        parts = []
+        for begin in range(0, len(self.held_out), self.batch):
+            key = jax.random.fold_in(jax.random.fold_in(self.held_out_key, self.iteration), begin)
+            parts.append(self.answer(self.held_out[begin : begin + self.batch], key)[1])
+        scores = np.concatenate([part.score[part.is_scored] for part in parts])
+        found = {"score": mean(scores), "score_error": standard_error(scores)}
+        if self.judges.gold:
+            gold = np.concatenate([part.gold[np.isfinite(part.gold)] for part in parts if part.gold is not None])
+            found |= {"gold": mean(gold), "gold_error": standard_error(gold)}
+        return found | {"length": float(np.concatenate([part.length for part in parts]).mean())}
+
+    def snapshot(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        trees, info = super().snapshot()
+        return trees, info | {"worth": self.worth}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        super().restore(checkpoint)
+        self.worth = None if checkpoint.info["worth"] is None else tuple(checkpoint.info["worth"])
+
+
+def mean(x: Any) -> float:
+    """NaN of nothing."""
+    return float(x.mean()) if len(x) else float("nan")
+
+
+def standard_error(x: Any) -> float:
+    """Of the mean; NaN of fewer than two."""
+    return float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else float("nan")
