@@ -144,6 +144,12 @@ def test_a_log_probability_is_of_a_token_given_what_is_before_it(scored):
     assert log_prob.dtype == entropy.dtype == jnp.float32
 
 
+def test_a_token_alone_has_nothing_before_it(scored):
+    model, tokens, mask, _ = scored
+    for scores in token_log_probs(model, tokens[:, :1], mask[:, :1]):
+        np.testing.assert_array_equal(scores, np.zeros((3, 1)))
+
+
 def test_the_same_program_and_weights_give_the_same_bits(scored):
     model, tokens, mask, (log_prob, _) = scored
     copy = jax.tree.map(lambda x: jnp.array(np.array(x)), model)
@@ -273,7 +279,7 @@ def test_first_weights_are_drawn_as_transformers_draws_them():
 @pytest.mark.parametrize(
     ("tokens", "mask", "message"),
     [
-        ((2, 3), (2, 4), "one shape for both; got (2, 3) and (2, 4)"),
+        ((2, 3), (2, 4), "one shape for both and not empty; got (2, 3) and (2, 4)"),
         ((3,), (3,), "must be [B, L]"),
         ((1, 33), (1, 33), "33 tokens, padding included, are more than the 32 positions"),
     ],

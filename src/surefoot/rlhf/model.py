@@ -283,17 +283,16 @@ def token_log_probs(
         log_prob = jnp.take_along_axis(log_probs, chosen[:, None], axis=-1)[:, 0]
         return log_prob, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
-    rows, length = tokens.shape
+    rows, length, width = hidden.shape
     scored = length - 1 if last is None else min(last, length - 1)
     count = rows * scored
     size = max(1, min(count, LOGITS_AT_ONCE // model.config.vocab_size))
     filling = -count % size
-    states = jnp.pad(hidden[:, -scored - 1 : -1].reshape(count, -1), ((0, filling), (0, 0)))
-    chosen = jnp.pad(tokens[:, -scored:].reshape(count), (0, filling))
-    log_prob, entropy = jax.lax.map(score, (states.reshape(-1, size, states.shape[-1]), chosen.reshape(-1, size)))
-
+    states = jnp.pad(hidden[:, length - 1 - scored : length - 1].reshape(count, width), ((0, filling), (0, 0)))
+    chosen = jnp.pad(tokens[:, length - scored :].reshape(count), (0, filling))
+    log_prob, entropy = jax.lax.map(score, (states.reshape(-1, size, width), chosen.reshape(-1, size)))
     real = mask != 0
-    follows = real[:, -scored:] & real[:, -scored - 1 : -1]
+    follows = real[:, length - scored :] & real[:, length - 1 - scored : length - 1]
 
     def placed(x: jax.Array) -> jax.Array:
         following = jnp.where(follows, x.reshape(-1)[:count].reshape(rows, scored), 0)
@@ -305,13 +304,12 @@ def token_log_probs(
 def folded(model: LanguageModel) -> LanguageModel:
     """The same model without adapters: what they add is in the weights."""
 
-    def fold(linear: Linear) -> Linear:
-        if linear.adapter is None:
-            return linear
-        return Linear((linear.weight + linear.adapter.a @ linear.adapter.b).astype(linear.weight.dtype), linear.bias)
+    def fold(x: PyTree) -> PyTree:
+        if not isinstance(x, Linear) or x.adapter is None:
+            return x
+        return Linear((x.weight + x.adapter.a @ x.adapter.b).astype(x.weight.dtype), x.bias)
 
-    is_linear = lambda x: isinstance(x, Linear)  # noqa: E731
-    return jax.tree.map(lambda x: fold(x) if is_linear(x) else x, model, is_leaf=is_linear)
+    return jax.tree.map(fold, model, is_leaf=lambda x: isinstance(x, Linear))
 
 
 # What sampling shares with the functions above.
@@ -320,7 +318,9 @@ def folded(model: LanguageModel) -> LanguageModel:
 def check_tokens(config: ModelConfig, tokens: Array, mask: Array, *, new: int = 0) -> None:
     """Raise ValueError unless both are [B, L], and the model's positions reach for L tokens and `new` ones more."""
     if jnp.ndim(tokens) != 2 or jnp.shape(tokens) != jnp.shape(mask) or 0 in jnp.shape(tokens):
-        raise ValueError(f"tokens and mask must be [B, L], one shape for both; got {jnp.shape(tokens)} and {jnp.shape(mask)}.")
+        raise ValueError(
+            f"tokens and mask must be [B, L], one shape for both and not empty; got {jnp.shape(tokens)} and {jnp.shape(mask)}."
+        )
     length = jnp.shape(tokens)[1]
     if length + new > config.max_positions:
         asked = f"{length} tokens and {new} new ones" if new else f"{length} tokens"

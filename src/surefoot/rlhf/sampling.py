@@ -102,8 +102,9 @@ def generate(
 
 
 def number_of_parts(rows: int) -> int:
-    """Into how many equal parts to divide a batch. The products of a decode step are too small for XLA to share them among cores of a
-    CPU, but it runs calls that come from different threads side by side.
+    """Into how many equal parts to divide a batch: on a CPU one for each core, if they are not too small.
+
+    Most products of a step are too small for XLA to share them among cores, but calls from different threads run side by side.
     """
     if jax.default_backend() != "cpu":
         return 1
