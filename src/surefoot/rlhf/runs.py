@@ -132,6 +132,11 @@ class TextSession(Session):
 
     def _prepare_online(self, config: OnlineSettings, model: LanguageModel) -> TextTrainer:
         room = model.config.max_positions - config.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens={config.max_new_tokens} leaves no room for a prompt in {model.config.max_positions} positions; "
+                "choose less."
+            )
         longest = within(config.max_prompt_length, "max_prompt_length", room, f" beside {config.max_new_tokens} new tokens")
         limits: dict[str, Any] = {"max_prompt_length": longest, "overlong": config.overlong}
 
@@ -184,7 +189,8 @@ class TextSession(Session):
         with replaced(self.path / "model") as directory:
             model = self.engine.model
             if isinstance(self.config, RewardTraining):
-                save_reward_model(*self._reward_model(model), directory)
+                reward_model, info = self._reward_model(model)
+                save_reward_model(reward_model, directory, info)
             else:
                 save_model(model, directory)
             save_tokens(self.tokens, directory)
@@ -302,8 +308,8 @@ def hash_of_model(directory: Path) -> str:
 
 def within(wanted: int | None, name: str, room: int, beside: str = "") -> int:
     """A length that the positions of a model allow: `wanted`, or all there are."""
-    if room < 1 or (wanted or 0) > room:
-        raise ValueError(f"The positions of the model leave room for {max(room, 0)} tokens{beside}; {name} is {wanted}: choose less.")
+    if (wanted or 0) > room:
+        raise ValueError(f"The positions of the model leave room for {room} tokens{beside}; {name} is {wanted}: choose less.")
     return room if wanted is None else wanted
 
 
