@@ -8,6 +8,13 @@ from typing import Any
 
 from ..algorithms import of
 
+PPO_CARTPOLE = {
+    "gae_lambda": 0.98,
+    "num_steps": 128,
+    "minibatch_size": 256,
+    "learning_rate": 1e-3,
+    "learning_rate_schedule": "linear",
+}
 REPLAY_CARTPOLE = {
     "gamma": 0.98,
     "num_steps": 16,
@@ -56,13 +63,8 @@ MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 # By algorithm and environment, or a pattern of its id. The number of environments is the user's: every entry is for the default of 8.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "CartPole-v1"): {"num_steps": 128},
-    ("ppo", "CartPole-v1"): {
-        "gae_lambda": 0.98,
-        "num_steps": 128,
-        "minibatch_size": 256,
-        "learning_rate": 1e-3,
-        "learning_rate_schedule": "linear",
-    },
+    ("ppo", "CartPole-v1"): PPO_CARTPOLE,
+    ("ppo-penalty", "CartPole-v1"): PPO_CARTPOLE,
     ("ppo", "MountainCar-v0"): {"gamma": 0.999, "gae_lambda": 0.98, "num_steps": 512},
     ("ppo", "MountainCarContinuous-v0"): {"gamma": 0.999, "num_steps": 512, "entropy_coef": 0.01},
     ("ppo", "HalfCheetah-v5"): {"initial_log_std": -1.0, "learning_rate_schedule": "linear"},
