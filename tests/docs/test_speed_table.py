@@ -69,7 +69,7 @@ def test_what_the_settings_leave_out_has_no_part_in_the_comparison(speed):
         "a2c": set(),
         "trpo": {"kl_direction"},
     }
-    of_all = {"network", "shared_trunk", "memory", "memory_size"}
+    of_all = {"network", "shared_trunk", "memory", "memory_size", "state_discount"}
     for algorithm, settings in speed.SETTINGS.items():
         config = named(algorithm).config(**settings)
         assert {field.name for field in dataclasses.fields(config)} - settings.keys() == untouched[algorithm] | of_all
