@@ -19,8 +19,9 @@ LAYERS = [
     {"envs", "collect"},
     {"algorithms"},
     {"training"},
-    {"rlhf", "report"},
-    {"api", "cli", "__main__"},
+    {"report"},
+    {"rlhf"},
+    {"api", "cli", "cli_text", "__main__"},
     {"surefoot"},  # the package's own __init__.py
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -92,6 +93,8 @@ def test_dependencies_point_down(path):
         ("surefoot.training.session", "from .. import __version__"),
         ("surefoot.training.session", "from ..report.curves import plot"),
         ("surefoot.report.curves", "from ..cli import main"),
+        ("surefoot.report.page", "from ..rlhf.runs import METHODS"),
+        ("surefoot.rlhf.demo", "from ..cli_text import main"),
     ],
 )
 def test_an_import_that_points_up_is_found(module, source):
@@ -105,6 +108,7 @@ def test_an_import_that_points_up_is_found(module, source):
         ("surefoot.algorithms", "from . import ppo\nfrom ..config import nearest"),
         ("surefoot.algorithms.ppo", "from ..audit import step_audit\nimport optax"),
         ("surefoot.cli", "from . import api\nfrom .training import session"),
+        ("surefoot.rlhf.page", "from ..report.page import table\nfrom .runs import METHODS"),
         ("surefoot", "from .api import train"),
     ],
 )
