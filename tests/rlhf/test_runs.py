@@ -43,7 +43,7 @@ CONFIGS: dict[str, Any] = {
     "sft": SFT(minibatch_size=16, learning_rate=3e-3, epochs=2),
     "reward": RewardTraining(minibatch_size=8, learning_rate=1e-3, held_out_share=0.2),
     "ppo": PPO(**ONLINE, epochs=2, critic_learning_rate=1e-3, kl_target=2.0),
-    "grpo": GRPO(**ONLINE | {"num_prompts": 2}, lora_rank=2),
+    "grpo": GRPO(**ONLINE | {"num_prompts": 2}, lora_rank=2, dtype="bfloat16", gradient_checkpointing=True),
 }
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(name: str, t
     steps = None if name in ("sft", "reward") else 40
     run(name, task, whole, steps=steps)
     config, given = CONFIGS[name], sources(name, task)
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings_of(config).items()]
+    options = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in settings_of(config).items()]
     where = "--data" if steps is None else "--prompts"
     command = ["rlhf", name, "--model", given.model, where, given.data, *options, "--out", str(killed), "--checkpoint-seconds", "0"]
     command += ["--demonstrations", given.demonstrations] if given.demonstrations else []

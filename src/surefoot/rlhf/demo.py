@@ -27,9 +27,9 @@ from .tiny_reviews import MAX_PROMPT_TOKENS, MAX_TOKENS, preferences, write_json
 GOLD = "surefoot.rlhf.tiny_reviews:score"
 MAX_NEW_TOKENS = MAX_TOKENS - MAX_PROMPT_TOKENS
 NUM_COMPARISONS, NUM_WEAK = 6_000, 200
-FINE_TUNING = SFT(learning_rate=3e-3, minibatch_size=64, epochs=1.0)
-REWARDING = RewardTraining(learning_rate=1e-3, minibatch_size=64, epochs=1.0)
-WEAK = RewardTraining(learning_rate=1e-4, minibatch_size=32, epochs=1.0, held_out_share=0.5)
+FINE_TUNING = SFT(learning_rate=3e-3, minibatch_size=64, epochs=0.5)
+REWARDING = RewardTraining(learning_rate=1e-3, minibatch_size=64, epochs=1.0, overlong="drop")
+WEAK = RewardTraining(learning_rate=1e-4, minibatch_size=32, epochs=1.0, held_out_share=0.5, overlong="drop")
 OPTIMISING = PPO(
     num_prompts=64,
     minibatch_size=64,
@@ -40,7 +40,7 @@ OPTIMISING = PPO(
     kl_coef=0.1,
     max_kl=float("inf"),
 )
-STEPS = 64 * 60
+STEPS, STEPS_OF_STUDY = 64 * 30, 64 * 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ def demo(options: DemoOptions) -> None:
     def rewarded(name: str, title: str, config: RewardTraining, data: Path) -> api.TextRun:
         return part(name, title, lambda path: api.train_reward(config, model=sft.path, data=data, seed=seed, out=path))
 
-    def optimised(name: str, title: str, config: PPO, reward: api.TextRun) -> api.TextRun:
-        how = {"held_out": held_out, "gold": (GOLD,), "steps": STEPS, "seed": seed, "force": True}
+    def optimised(name: str, title: str, config: PPO, reward: api.TextRun, steps: int) -> api.TextRun:
+        how = {"held_out": held_out, "gold": (GOLD,), "steps": steps, "seed": seed, "force": True}
         rewards = (str(reward.path),)
         return part(
             name,
@@ -95,25 +95,28 @@ def demo(options: DemoOptions) -> None:
     reward = rewarded(
         "reward", "2. A reward model from comparisons of the fine-tuned model's answers", REWARDING, out / "preferences.jsonl"
     )
-    runs = {"ppo": optimised("ppo", "3. PPO against the reward model", OPTIMISING, reward)}
+    runs = {"ppo": optimised("ppo", "3. PPO against the reward model", OPTIMISING, reward, STEPS)}
     if options.study:
         few = out / "preferences-few.jsonl"
         few.write_text("".join((out / "preferences.jsonl").read_text().splitlines(keepends=True)[:NUM_WEAK]))
         weak = rewarded("reward-weak", "4. A reward model from a few comparisons", WEAK, few)
         free = dataclasses.replace(OPTIMISING, kl_coef=0.0)
-        runs["ppo-free"] = optimised("ppo-free", "5. PPO without a penalty on divergence", free, reward)
-        runs["ppo-weak"] = optimised("ppo-weak", "6. PPO without a penalty, against the weak reward model", free, weak)
-    summary = {name: ends_of(run) for name, run in runs.items()}
-    accuracy = read_metrics(reward.path / "metrics.jsonl")["held_out_accuracy"]
-    print(f"\nreward model: agrees with {accuracy[np.isfinite(accuracy)][-1]:.1%} of held-out comparisons")
+        runs["ppo-free"] = optimised("ppo-free", "5. PPO without a penalty on divergence", free, reward, STEPS_OF_STUDY)
+        runs["ppo-weak"] = optimised("ppo-weak", "6. PPO without a penalty, against the weak reward model", free, weak, STEPS_OF_STUDY)
+    judges = [run for name in ("reward", "reward-weak") if (run := api.TextRun(out / name)).path.exists()]
+    accuracies = {run.path.name: run.metrics[-1]["held_out_accuracy"] for run in judges}
+    summary = {name: dict(zip(("before", "after"), ends_of(run), strict=True)) for name, run in runs.items()}
+    print()
+    for name, accuracy in accuracies.items():
+        print(f"{name} agrees with {accuracy:.1%} of held-out comparisons")
     print(f"{'on held-out prompts':<22}{'gold':>16}{'learned reward':>16}{'KL, nats':>10}")
-    for name, (start, end) in summary.items():
+    for name, (start, end) in ((name, ends.values()) for name, ends in summary.items()):
         if name == "ppo":
             print(f"{'sft':<22}{start['gold']:>+9.2f} +- {start['gold_error']:.2f}{start['score']:>+16.2f}{0.0:>10.1f}")
         print(f"{name:<22}{end['gold']:>+9.2f} +- {end['gold_error']:.2f}{end['score']:>+16.2f}{end['reference_kl']:>10.1f}")
-    for run in (sft, reward, *runs.values()):
+    for run in (sft, *judges, *runs.values()):
         write_report(run.path, run.path / "report.html")
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "summary.json").write_text(json.dumps({"accuracies": accuracies, "runs": summary}, indent=2) + "\n")
     draw(runs).savefig(out / "over-optimisation.png", dpi=160)
     print(f"\npicture {out / 'over-optimisation.png'}\nreport  {runs['ppo'].path / 'report.html'}")
     print(f"try it  surefoot rlhf sample {runs['ppo'].path} --prompt {tiny_reviews.all_prompts(seed)[1][0]!r}")

@@ -74,11 +74,11 @@ def save_reward_model(model: RewardModel, directory: Path, info: dict[str, Any])
     save_file(directory / HEAD_FILE, model.head, info)
 
 
-def load_reward_model(directory: Path) -> tuple[RewardModel, dict[str, Any]]:
+def load_reward_model(directory: Path, dtype: str = "float32") -> tuple[RewardModel, dict[str, Any]]:
     """What `save_reward_model` wrote; ValueError where it is no reward model."""
     if not (directory / HEAD_FILE).exists():
         raise ValueError(f"{directory} holds no {HEAD_FILE}, so it is no reward model; train one with `surefoot rlhf reward`.")
-    backbone, _ = load_model(directory)
+    backbone, _ = load_model(directory, dtype)
     arrays, info = read_file(directory / HEAD_FILE)
     template = jax.eval_shape(lambda: zero_head(backbone.config.hidden_size))
     try:

@@ -204,6 +204,7 @@ class LanguageModel(eqx.Module):
     final_norm: Norm
     head: jax.Array | None  # [V, D]; None where the embedding serves
     config: ModelConfig = eqx.field(static=True)
+    gradient_checkpointing: bool = eqx.field(static=True, default=False)  # keep inputs of layers alone for a gradient
 
 
 @partial(jax.jit, static_argnames="config")
@@ -255,7 +256,10 @@ def hidden_states(model: LanguageModel, tokens: Array, mask: Array) -> jax.Array
     def block(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
         return apply_block(model.config, layer, x, rotation, lambda q, k, v: (attention(q, k, v, visible), None))
 
-    x, _ = jax.lax.scan(block, embed(model, tokens, positions), model.layers, unroll=unrolled(model.config))
+    step, unroll = block, unrolled(model.config)
+    if model.gradient_checkpointing:  # not written out, since XLA would find that layers are computed twice and keep them
+        step, unroll = jax.checkpoint(block), 1
+    x, _ = jax.lax.scan(step, embed(model, tokens, positions), model.layers, unroll=unroll)
     return model.final_norm(x)
 
 

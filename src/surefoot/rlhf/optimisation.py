@@ -11,6 +11,7 @@ import optax
 
 from ..config import check_bounds, configuration, refuse_unread
 from ..types import PyTree
+from .devices import device_mesh, divided
 from .lora import Adapters, adapted, places, start_adapters
 from .model import LanguageModel
 
@@ -37,10 +38,16 @@ class TextSettings:
     """Train adapters of this rank in place of all weights; 0 trains all weights."""
     lora_alpha: float = 16.0
     """What adapters add is multiplied by lora_alpha / lora_rank."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights that are not trained: the reference, reward models, what adapters are added to. What is trained is float32."""
+    gradient_checkpointing: bool = False
+    """Of each layer keep its input alone for the gradient, and compute the rest again: a third more time, much less memory."""
+    weight_devices: int = 1
+    """Devices that share every weight; those that there are beyond that share the sequences."""
 
     def __post_init__(self) -> None:
         check_bounds(self, learning_rate="(0, inf)", warmup="[0, 1)", max_grad_norm="(0, inf]", minibatch_size="[1, inf)")
-        check_bounds(self, micro_batch_size="[1, inf)", lora_rank="[0, inf)", lora_alpha="(0, inf)")
+        check_bounds(self, micro_batch_size="[1, inf)", lora_rank="[0, inf)", lora_alpha="(0, inf)", weight_devices="[1, inf)")
         if self.micro_batch_size is not None and self.minibatch_size % self.micro_batch_size:
             raise ValueError(
                 f"{type(self).__name__}.micro_batch_size={self.micro_batch_size} does not divide minibatch_size={self.minibatch_size}; "
@@ -60,7 +67,7 @@ Trainable = LanguageModel | Adapters
 def trainable_of(config: TextSettings, model: LanguageModel, key: jax.Array) -> Trainable:
     """What of `model` is trained: all of it, or adapters that begin without effect."""
     if not config.lora_rank:
-        return model
+        return jax.tree.map(lambda x: x.astype(jnp.float32), model)
     return start_adapters(model, key, rank=config.lora_rank, alpha=config.lora_alpha, targets=list(places(model.config)))
 
 
@@ -86,24 +93,35 @@ def scheduled_rate(config: TextSettings, rate: float, progress: jax.Array) -> ja
 
 def gradient_step(
     gradient: PyTree, parameters: PyTree, moments: optax.OptState, optimiser: optax.GradientTransformation, learning_rate: jax.Array
-) -> tuple[PyTree, optax.OptState]:
-    """Parameters and moments after one step down a gradient; parameters keep their dtype."""
-    direction, moments = optimiser.update(gradient, moments)
-    return jax.tree.map(lambda old, step: (old - learning_rate * step).astype(old.dtype), parameters, direction), moments
+) -> tuple[PyTree, optax.OptState, jax.Array]:
+    """(parameters, moments, norm of the gradient) after one step down a gradient, which is not taken unless its norm is finite.
+
+    Looked at before the step and not after it, so that old and new parameters need not be in memory together.
+    """
+    norm = optax.tree.norm(gradient)
+    fine = jnp.isfinite(norm)
+    direction, moved = optimiser.update(gradient, moments)
+    moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), moved, moments)
+    rate = jnp.where(fine, learning_rate, 0.0)
+    return jax.tree.map(lambda old, step: old - rate * jnp.where(fine, step, 0.0), parameters, direction), moments, norm
 
 
 def in_micro_batches(config: TextSettings, batch: PyTree) -> PyTree:
-    """[B, ...] -> [B / M, M, ...] with M = `config.micro_batch_size`, or all B where they are fewer."""
+    """[B, ...] -> [B / M, M, ...] with M = `config.micro_batch_size`, or all B where they are fewer.
+
+    A micro-batch has every (B / M)-th row, so that rows that are divided among devices are so in each.
+    """
     rows = len(jax.tree.leaves(batch)[0])
     size = min(config.micro_batch_size or rows, rows)
     assert rows % size == 0, (rows, size)
-    return jax.tree.map(lambda x: x.reshape(rows // size, size, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: x.reshape(size, rows // size, *x.shape[1:]).swapaxes(0, 1), batch)
+    return divided(parts, device_mesh(config.weight_devices))
 
 
 def map_rows(config: TextSettings, function: Callable[[PyTree], PyTree], batch: PyTree) -> PyTree:
     """`function` of the rows [B, ...], as many at a time as micro-batches hold."""
     parts = in_micro_batches(config, batch)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, parts))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), jax.lax.map(function, parts))
 
 
 def summed_gradient(
@@ -123,10 +141,3 @@ def summed_gradient(
         result: tuple[PyTree, Metrics] = jax.grad(loss, has_aux=True)(parameters, jax.tree.map(lambda x: x[0], parts))
         return result
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
-
-
-def finite_or_before(new: PyTree, old: PyTree) -> tuple[PyTree, jax.Array]:
-    """(`new` where all of it is finite, else `old`; whether it is)."""
-    leaves = [x for x in jax.tree.leaves(new) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-    return jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old), fine

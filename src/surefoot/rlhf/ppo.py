@@ -31,7 +31,6 @@ from .optimisation import (
     TextSettings,
     Trainable,
     adam,
-    finite_or_before,
     gradient_step,
     map_rows,
     model_of,
@@ -257,10 +256,11 @@ def update(
             return loss / count, metrics
 
         gradient, metrics = summed_gradient(config, actor_loss, actor, batch)
-        metrics = {name: total / count for name, total in metrics.items()} | {"gradient_norm": optax.tree.norm(gradient)}
-        actor = gradient_step(gradient, actor, moments, adam(config), scheduled_rate(config, config.learning_rate, progress))
+        rate = scheduled_rate(config, config.learning_rate, progress)
+        actor, moments, norm = gradient_step(gradient, actor, moments, adam(config), rate)
+        metrics = {name: total / count for name, total in metrics.items()} | {"gradient_norm": norm}
         if judge is None:
-            return (actor, judge), metrics
+            return ((actor, moments), judge), metrics
         assert isinstance(config, PPO)
         clip_value = jnp.inf if config.clip_value is None else config.clip_value
 
@@ -272,8 +272,8 @@ def update(
         critic, critic_moments = judge
         gradient, of_critic = summed_gradient(config, critic_loss, critic, batch)
         rate = scheduled_rate(config, config.critic_learning_rate, progress)
-        judge = gradient_step(gradient, critic, critic_moments, adam(config), rate)
-        return (actor, judge), metrics | of_critic | {"critic_gradient_norm": optax.tree.norm(gradient)}
+        critic, critic_moments, norm = gradient_step(gradient, critic, critic_moments, adam(config), rate)
+        return ((actor, moments), (critic, critic_moments)), metrics | of_critic | {"critic_gradient_norm": norm}
 
     start = (state.actor, state.moments), None if state.critic is None else (state.critic, state.critic_moments)
     sizes = {"epochs": config.epochs, "minibatch_size": config.minibatch_size}
@@ -290,8 +290,8 @@ def update(
     else:
         metrics["flat_groups"] = jnp.mean((jnp.ptp(advantage[:, 0].reshape(-1, config.group_size), axis=1) == 0).astype(jnp.float32))
     critic, critic_moments = judge if judge is not None else (None, None)
-    state, fine = finite_or_before(State(moved[0], critic, moved[1], critic_moments, kl_coef), state)
-    return state, metrics | {"finite": fine}
+    fine = jnp.isfinite(metrics["gradient_norm"] + metrics.get("critic_gradient_norm", 0.0))
+    return State(moved[0], critic, moved[1], critic_moments, kl_coef), metrics | {"finite": fine}
 
 
 def audit(config: OnlineSettings, moved: LanguageModel, answers: Answers, valid: jax.Array, advantage: jax.Array) -> Metrics:

@@ -21,7 +21,9 @@ from ..training.session import Report, Session, fresh_directory, new_record, rea
 from .batches import bucket_lengths, epoch_order, pad
 from .data import Dataset, Text, read_demonstrations, read_preferences, read_prompts
 from .heads import HEAD_FILE, RewardModel, load_reward_model, save_reward_model, scores_at_end
+from .memory import check_memory, plan
 from .model import LanguageModel, init_model
+from .optimisation import TextSettings
 from .ppo import GRPO, PPO, RLOO, OnlineSettings
 from .pretrained import from_hugging_face, load_model, local_directory, save_model
 from .rewards import is_function, load_rewards, parse_weighted
@@ -93,13 +95,23 @@ class TextSession(Session):
         config, sources, seed = self.config, self.sources, self.record["seed"]
         directory = local_directory(model_directory(sources.model))
         self.tokens = load_tokens(directory)
-        model = load_or_init(directory, key_for(seed, "model"))
+        self.notes: list[str] = []  # of the start, for the screen
+        self._check_memory(config, directory)
+        model = load_or_init(directory, key_for(seed, "model"), config)
         check_vocabulary(self.tokens, model.config.vocab_size)
         self.hashes = {"SHA-256 of model": hash_of_model(directory)}
-        self.notes: list[str] = []  # of the start, for the screen
         if isinstance(config, SupervisedSettings):
             return self._prepare_supervised(config, model)
         return self._prepare_online(config, model)
+
+    def _check_memory(self, config: Any, directory: Path) -> None:
+        """Look at configurations alone; ValueError where what they describe does not fit."""
+        judges = [Path(model_directory(source)) for source, _ in map(parse_weighted, self.sources.rewards) if not is_function(source)]
+        shapes = [from_hugging_face(read_json(path / "config.json")) for path in (directory, *judges) if (path / "config.json").exists()]
+        longest = min(getattr(config, "max_length", None) or shapes[0].max_positions, shapes[0].max_positions)
+        if isinstance(config, OnlineSettings) and config.max_prompt_length:
+            longest = min(config.max_prompt_length + config.max_new_tokens, longest)
+        self.notes.append(check_memory(plan(config, shapes[0], shapes[1:], longest=longest)))
 
     def _keep(self, name: str, data: Dataset[Any]) -> Dataset[Any]:
         """Note what a file held."""
@@ -151,7 +163,8 @@ class TextSession(Session):
             source, weight = parse_weighted(text)
             if not is_function(source):
                 directory = Path(model_directory(source))
-                judge, info = load_reward_model(directory)
+                judge, info = load_reward_model(directory, config.dtype)
+                judge = dataclasses.replace(judge, backbone=for_training(judge.backbone, config))
                 check_vocabulary(self.tokens, judge.backbone.config.vocab_size)
                 self.hashes[f"SHA-256 of {source}"] = hash_of_model(directory)
                 self.notes.append(f"{source}: agrees with {info['accuracy']:.1%} of held-out comparisons")
@@ -290,11 +303,16 @@ def model_directory(source: str | Path) -> str | Path:
     return Path(source) / "model" if (Path(source) / "run.json").exists() else source
 
 
-def load_or_init(directory: Path, key: jax.Array) -> LanguageModel:
+def load_or_init(directory: Path, key: jax.Array, config: TextSettings) -> LanguageModel:
     """The weights in a directory; random ones where there is but a config.json."""
     if any(path.name != HEAD_FILE for path in directory.glob("*.safetensors*")):
-        return load_model(directory)[0]
-    return init_model(from_hugging_face(read_json(directory / "config.json")), key)
+        return for_training(load_model(directory, dtype=config.dtype)[0], config)
+    return for_training(init_model(from_hugging_face(read_json(directory / "config.json")), key), config)
+
+
+def for_training(model: LanguageModel, config: TextSettings) -> LanguageModel:
+    """The model as the settings want its gradients to be taken."""
+    return dataclasses.replace(model, gradient_checkpointing=config.gradient_checkpointing)
 
 
 def hash_of_model(directory: Path) -> str:

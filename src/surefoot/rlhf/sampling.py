@@ -106,7 +106,7 @@ def number_of_parts(rows: int) -> int:
 
     Most products of a step are too small for XLA to share them among cores, but calls from different threads run side by side.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return next(parts for parts in range(max(1, min(cores, rows // ROWS_AT_LEAST)), 0, -1) if rows % parts == 0)

@@ -23,7 +23,6 @@ from .optimisation import (
     TextSettings,
     Trainable,
     adam,
-    finite_or_before,
     gradient_step,
     model_of,
     scheduled_rate,
@@ -135,7 +134,6 @@ def update(config: SupervisedSettings, state: State, batch: Any, base: LanguageM
 
     gradient, metrics = summed_gradient(config, loss, state.trained, batch)
     rate = scheduled_rate(config, config.learning_rate, progress)
-    moved = State(*gradient_step(gradient, state.trained, state.moments, adam(config), rate))
-    state, fine = finite_or_before(moved, state)
+    *moved, norm = gradient_step(gradient, state.trained, state.moments, adam(config), rate)
     metrics = {name: total / count for name, total in metrics.items()}
-    return state, metrics | {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate, "finite": fine}
+    return State(*moved), metrics | {"gradient_norm": norm, "learning_rate": rate, "finite": jnp.isfinite(norm)}

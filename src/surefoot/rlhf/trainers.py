@@ -18,6 +18,7 @@ from ..types import PyTree
 from . import alarms, ppo, supervised
 from .batches import Cursor, TokenPreference, TokenPrompt, TokenSequence, bucket_lengths, pad, sequence_batch, take
 from .data import Dataset
+from .devices import device_mesh, place_rows, place_weights, weight_shardings
 from .heads import RewardModel, values
 from .model import LanguageModel
 from .optimisation import map_rows, model_of
@@ -36,6 +37,7 @@ class TextTrainer:
         self.iteration = 0
         self.num_iterations = max(1, -(-steps // batch))
         self.cursor = Cursor()
+        self.mesh = device_mesh(config.weight_devices)
         self.learner: Any = None
         self.steps_advanced = batch
         self.seconds: dict[str, float] = {}
@@ -77,6 +79,12 @@ class TextTrainer:
     def iterate(self) -> Mapping[str, Any]:
         raise NotImplementedError
 
+    def compile(self, init: Callable[..., PyTree], update: Callable[..., tuple[PyTree, Any]], *arguments: Any) -> None:
+        """Make the state that learning begins with, `init(*arguments)`, and a program of `update`, which writes it in place."""
+        place = None if self.mesh is None else weight_shardings(jax.eval_shape(init, *arguments), self.mesh)
+        self.learner = jax.jit(init, out_shardings=place)(*arguments)
+        self._update = jax.jit(update, donate_argnums=0, out_shardings=None if place is None else (place, None))
+
     def take(self, num: int) -> list[int]:
         """The numbers of the next examples."""
         index, self.cursor = take(self.cursor, num, size=self.data_size, seed=self.seed)
@@ -95,7 +103,7 @@ class TextTrainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from what `snapshot` gave."""
-        self.learner = checkpoint.restore("learner", self.learner)
+        self.learner = place_weights(checkpoint.restore("learner", self.learner), self.mesh)
         self.iteration, self.cursor = checkpoint.info["iteration"], Cursor(*checkpoint.info["cursor"])
 
 
@@ -116,9 +124,9 @@ class SupervisedTrainer(TextTrainer):
         steps = round(config.epochs * len(data))
         super().__init__(config, seed=seed, steps=max(steps, 1), batch=config.minibatch_size, data_size=len(data))
         self.data, self.held_out, self.tokens, self.lengths = data, held_out, tokens, bucket_lengths(max_length)
+        model = place_weights(model, self.mesh)
         self.base = model if config.lora_rank else None
-        self.learner = jax.jit(partial(supervised.init, config))(model, key_for(seed, "parameters"))
-        self._update = jax.jit(partial(supervised.update, config), donate_argnums=0)
+        self.compile(partial(supervised.init, config), partial(supervised.update, config), model, key_for(seed, "parameters"))
         self._judge = jax.jit(self._judged)
 
     def arrays(self, examples: Sequence[Any], rows: int) -> Any:
@@ -132,7 +140,8 @@ class SupervisedTrainer(TextTrainer):
     def _sequences(self, examples: Sequence[TokenSequence], rows: int, lengths: Sequence[int]) -> supervised.Sequences:
         filled = [*examples, *[examples[0]] * (rows - len(examples))]
         batch = sequence_batch(filled, lengths, self.tokens.pad_id)
-        return supervised.Sequences(batch.ids, batch.mask, batch.is_completion, np.arange(rows) < len(examples))
+        counts = np.arange(rows) < len(examples)
+        return place_rows(supervised.Sequences(batch.ids, batch.mask, batch.is_completion, counts), self.mesh)
 
     def iterate(self) -> Mapping[str, Any]:
         batch = self.arrays([self.data[i] for i in self.take(self.batch)], self.batch)
@@ -227,16 +236,18 @@ class OnlineTrainer(TextTrainer):
         steps: int,
     ):
         super().__init__(config, seed=seed, steps=steps, batch=config.answers, data_size=len(prompts.rows))
-        self.judges, self.prompts, self.held_out, self.tokens = judges, prompts.rows, held_out.rows if held_out else [], tokens
+        reference = place_weights(reference, self.mesh)
+        models = [(name, place_weights(model, self.mesh), weight) for name, model, weight in judges.models]
+        self.judges, self.prompts, self.tokens = judges._replace(models=models), prompts.rows, tokens
+        self.held_out = held_out.rows if held_out else []
         self.prompt_lengths = bucket_lengths(longest_prompt)
-        from_reward = getattr(config, "critic_from", "") == "reward" and judges.models
-        critic = judges.models[0][1].backbone if from_reward else reference
+        from_reward = getattr(config, "critic_from", "") == "reward" and models
+        critic = models[0][1].backbone if from_reward else reference
         self.frozen = ppo.Frozen(reference, critic if config.lora_rank else None)
-        self.learner = jax.jit(partial(ppo.init, config))(reference, critic, key_for(seed, "parameters"))
+        self.compile(partial(ppo.init, config), partial(ppo.update, config), reference, critic, key_for(seed, "parameters"))
         self.sampling_key, self.learning_key, self.held_out_key = (key_for(seed, name) for name in ("sampling", "learning", "held-out"))
         self._log_probs, self._values = jax.jit(self._scored), jax.jit(self._valued)
         self._reward = jax.jit(lambda model, *rows: map_rows(config, lambda part: model(*part), rows))
-        self._update = jax.jit(partial(ppo.update, config), donate_argnums=0)
         self.worth: tuple[float, float] | None = None  # of the last iteration's answers: mean, and its standard error
         self.samples: list[Sample] = []  # of the last iteration
         self.warnings: list[str] = []  # what stands out in them
@@ -258,7 +269,7 @@ class OnlineTrainer(TextTrainer):
         config = self.config
         filling = [prompts[0]] * (config.answers - len(prompts))
         ids = [prompt.ids for prompt in (*prompts, *filling)]
-        rows = pad(ids, self.prompt_lengths, self.tokens.pad_id, side="left")
+        rows = place_rows(pad(ids, self.prompt_lengths, self.tokens.pad_id, side="left"), self.mesh)
         generated: Generated = self.timed(
             "generating",
             generate,
@@ -331,7 +342,7 @@ class OnlineTrainer(TextTrainer):
         self.learner, of_update = self.timed("learning", self._update, self.learner, answers, self.frozen, key, self.progress)
         of_update = jax.device_get(of_update)
         if not of_update.pop("finite"):
-            raise RunAstray(f"The update of iteration {self.iteration} was not finite; it was not taken.", self.samples)
+            raise RunAstray(f"The gradient of iteration {self.iteration} was not finite; no step was taken along it.", self.samples)
         metrics |= self._counted(judged, penalised - price * kl) | of_update
         if self.held_out and self.evaluates:
             self.iteration += 1  # of the policy that has just moved
