@@ -55,6 +55,12 @@ def test_sound_environments_have_nothing_but_notes(name):
     assert found(findings, "note", "A step takes")
 
 
+def test_of_minatar_there_is_nothing_to_find_out():
+    (finding,) = check("MinAtar/Breakout-v1")
+    assert finding.level == "note"
+    assert any(finding.level == "error" for finding in check("MinAtar/Brekout-v1"))
+
+
 def test_a_sound_environment_of_ones_own():
     findings = check(Walk, num_steps=300)
     assert levels(findings) == {"note"}

@@ -25,7 +25,7 @@ from .memory import check_memory, plan
 from .model import LanguageModel, init_model
 from .optimisation import TextSettings
 from .ppo import GRPO, PPO, RLOO, OnlineSettings
-from .pretrained import from_hugging_face, load_model, local_directory, save_model
+from .pretrained import FILES_OF_A_MODEL, from_hugging_face, load_model, local_directory, save_model
 from .rewards import is_function, load_rewards, parse_weighted
 from .sampling import generate
 from .supervised import SFT, RewardTraining, SupervisedSettings
@@ -316,9 +316,9 @@ def for_training(model: LanguageModel, config: TextSettings) -> LanguageModel:
 
 
 def hash_of_model(directory: Path) -> str:
-    """SHA-256 over the configuration and the weights."""
+    """SHA-256 over configuration, weights and tokenizer."""
     digest = hashlib.sha256()
-    for path in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
+    for path in sorted(path for pattern in FILES_OF_A_MODEL for path in directory.glob(pattern)):
         with open(path, "rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
