@@ -19,7 +19,7 @@ from support import BATCH, SMALL, SMALL_OPTIONS, bits, steps_saved
 import surefoot as sf
 from surefoot.cli import main
 from surefoot.collect import HostCollector
-from surefoot.training import engine, session
+from surefoot.training import control, engine, session
 from surefoot.training.checkpoint import lock
 
 ENV = "gymnasium:CartPole-v1"
@@ -92,7 +92,7 @@ def test_a_signal_while_evaluating_ends_it_and_writes_nothing(
 
 
 def test_a_signal_before_the_run_has_begun_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    strike(monkeypatch, session, "make", signal.SIGINT, call=1)
+    strike(monkeypatch, control, "make", signal.SIGINT, call=1)
     with pytest.raises(KeyboardInterrupt):
         sf.train(SMALL, ENV, steps=STEPS, out=tmp_path / "run", progress=False)
     assert list(tmp_path.iterdir()) == []

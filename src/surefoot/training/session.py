@@ -284,11 +284,13 @@ def refuse_differences(source: Path, before: dict[str, Any], now: dict[str, Any]
     def readable(value: Any) -> Any:
         return " ".join(str(from_json(value)).split()) if isinstance(value, dict) else repr(value)
 
-    groups: dict[str, Any] = {"config": {}, "environment_settings": {}, "sources": {}, "hashes": {}}
-    before, now = (
-        {**identity, **{name: value for group in groups for name, value in identity.get(group, {}).items()}, **groups}
-        for identity in (before, now)
-    )
+    groups: dict[str, Any] = {"environment_settings": {}, "sources": {}, "hashes": {}}
+
+    def flat(identity: dict[str, Any]) -> dict[str, Any]:
+        parts = [identity["config"], *(identity.get(group, {}) for group in groups)]
+        return identity | {name: value for part in parts for name, value in part.items()} | groups | {"config": {}}
+
+    before, now = flat(before), flat(now)
     if differing := [name for name in now if before.get(name) != now[name]]:
         listed = "; ".join(f"{name} was {readable(before.get(name))} and is now {readable(now[name])}" for name in differing)
         raise CheckpointError(f"{source} does not belong to this run: {listed}.")
