@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ import surefoot as sf
 from surefoot.algorithms import Algorithm
 from surefoot.config import configuration
 from surefoot.training import engine as engines
+from surefoot.training.cache import use_compilation_cache
+from surefoot.training.checkpoint import newest
 from surefoot.training.control import ControlSession
 
 NOISE = 1000
@@ -69,20 +73,37 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[dict[st
         patch.setattr(engines, "FUSED_STEPS", 3)
         for beside in (False, True):
             rows[beside] = []
-            session = counting_session(tmp_path_factory.mktemp("counting") / "run", beside)
+            session = ControlSession(
+                tmp_path_factory.mktemp("counting"),
+                {"num_envs": 2, "steps": 60, "seed": 0},
+                Counting(collect_beside_learning=beside),
+                Numbers,
+            )
+            if beside:
+                learn_late(session.engine)
             while not session.engine.finished:
                 rows[beside].append(session.engine.advance() | session._times())
             session.close()
     return rows
 
 
-def counting_session(path: Path, beside: bool) -> ControlSession:
-    return ControlSession(path_made(path), {"num_envs": 2, "steps": 60, "seed": 0}, Counting(collect_beside_learning=beside), Numbers)
+def learn_late(engine: Any) -> None:
+    """Let each update begin when all of the next rollout has been collected, which can only be if the one does not wait for the other."""
+    learn, collect, collected = engine._learn, engine._collect, []
 
+    def learn_when_collected(rollout: Any, index: Any) -> Any:
+        deadline = time.monotonic() + 30.0
+        while len(collected) < min(index + 2, engine.num_iterations):
+            assert time.monotonic() < deadline, "nothing is collected before the program has learned"
+            time.sleep(0.001)
+        return learn(rollout, index)
 
-def path_made(path: Path) -> Path:
-    path.mkdir()
-    return path
+    def note(*arguments: Any) -> Any:
+        rollout = collect(*arguments)
+        collected.append(rollout)
+        return rollout
+
+    engine._learn, engine._collect = learn_when_collected, note
 
 
 def test_a_rollout_is_of_the_parameters_one_iteration_before(counted: dict[bool, list[dict[str, Any]]]) -> None:
@@ -116,6 +137,7 @@ STEPS = 16 * 96
 
 
 def start(path: Path, config: Any, env: Any = "support:Walk", steps: int = STEPS) -> ControlSession:
+    use_compilation_cache()
     return ControlSession.start(config, env, steps=steps, seed=0, num_envs=8, preset=False, out=path)
 
 
@@ -138,3 +160,70 @@ def test_a_run_that_is_left_and_resumed_has_the_bits_of_one_without_checkpoints(
     sf.resume(tmp_path / "left", progress=False)
     assert bits(tmp_path / "left") == bits(whole)
     assert metrics(whole)[-1]["critic_loss"] is not None
+
+
+class Forgets(Walk):
+    """It cannot give its state."""
+
+    get_state = None  # type: ignore[assignment]
+
+
+def test_an_environment_that_cannot_give_its_state_begins_anew_and_nothing_waits(tmp_path: Path) -> None:
+    """The steps that were taken and not yet learned from are taken again: every checkpoint is of as many transitions as steps."""
+    reports = start(tmp_path, RETRACE, Forgets).reports(checkpoint_seconds=0.0)
+    next(reports)
+    reports.close()
+    checkpoint = newest(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert not {"collected", "acted", "environment"} & set(checkpoint.trees)
+    sf.resume(tmp_path, Forgets, progress=False)
+    checkpoint = newest(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert int(checkpoint.arrays("learner")["replay.written"].sum()) == STEPS
+
+
+def test_more_steps_can_be_asked_for_afterwards(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"steps": 2 * STEPS}))
+    sf.resume(run, progress=False)
+    assert metrics(run)[-1]["step"] == 2 * STEPS
+
+
+LONGER = TINY | {"num_steps": 16, "learning_starts": BATCH + 1}  # a fault of `support` comes in the third rollout
+
+
+def test_a_fault_is_named_while_the_program_learns_and_the_last_checkpoint_stands(tmp_path: Path) -> None:
+    """A rollout earlier than without: the second iteration learns while the third rollout is collected."""
+    session = start(tmp_path, sf.DQN(**LONGER, collect_beside_learning=True), "support:NanObservation")
+    reports = session.reports(checkpoint_seconds=0.0)
+    held = next(reports).policy
+    with pytest.raises(
+        ValueError, match=rf"^support:NanObservation: environment 0 \(seed \d+\), step {GOOD_STEPS}: the observation is nan"
+    ):
+        next(reports)
+    assert steps_saved(tmp_path) == [BATCH]
+    assert int(session.engine.learner.replay.size) == 2 * BATCH  # what the program had been given is there
+    for leaf in jax.tree.leaves((held.acting, session.engine.learner)):
+        assert np.isfinite(leaf).all()
+
+
+def test_an_update_that_is_not_finite_is_not_taken(tmp_path: Path) -> None:
+    config = sf.OffPolicyActorCritic(**LONGER, critic_learning_rate=1e30, collect_beside_learning=True)
+    session = start(tmp_path, config)
+    reports = session.reports(checkpoint_seconds=0.0)
+    assert next(reports).metrics["critic_loss"] is None
+    before = jax.tree.map(np.array, session.engine.learner.acting)
+    with pytest.raises(sf.NonFiniteError, match=r"Iteration 1 \(after 128 steps\) was not finite: .*The step was not taken"):
+        next(reports)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, session.engine.learner.acting)))
+    assert steps_saved(tmp_path) == [BATCH]
+
+
+@pytest.mark.parametrize("config", [sf.SAC, sf.DQN])
+def test_a_device_environment_is_refused_with_the_reason(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{config.__name__}\.collect_beside_learning .*; CartPole-v1 is compiled into one program .* Leave"
+    ):
+        start(tmp_path / "run", config(collect_beside_learning=True), "CartPole-v1")
+    assert not (tmp_path / "run").exists()
