@@ -57,7 +57,12 @@ def act(config: Any, acting: jax.Array, obs: Any, action_mask: Any, carry: Any, 
 
 def update(config: Any, state: State, rollout: Any, frozen: None, key: Any) -> Any:
     reported = {"updates": state.acting, "reward": rollout.reward[0, 0], "reward_sum": rollout.reward.sum(), "time": rollout.time[0, 0]}
-    reported |= {"progress": rollout.progress, "named": state.acting if rollout.acting is None else rollout.acting}
+    reported |= {
+        "obs": rollout.obs.sum(),
+        "last_obs": rollout.last_obs.sum(),
+        "progress": rollout.progress,
+        "named": state.acting if rollout.acting is None else rollout.acting,
+    }
     return State(state.acting + 1), reported
 
 
@@ -80,30 +85,37 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[dict[st
                 Numbers,
             )
             if beside:
-                learn_late(session.engine)
+                meet(session.engine)
             while not session.engine.finished:
                 rows[beside].append(session.engine.advance() | session._times())
             session.close()
     return rows
 
 
-def learn_late(engine: Any) -> None:
-    """Let each update begin when all of the next rollout has been collected, which can only be if the one does not wait for the other."""
-    learn, collect, collected = engine._learn, engine._collect, []
+def meet(engine: Any) -> None:
+    """Let no rollout be collected before the update beside it has begun, and no update go on before that rollout is complete."""
+    learn, collect = engine._learn, engine._collect
+    begun: list[int] = []
+    collected: list[int] = []
+
+    def wait_for(number: int, those: list[int]) -> None:
+        deadline = time.monotonic() + 10.0
+        while len(those) < number:
+            assert time.monotonic() < deadline, "one waits for the other"
+            time.sleep(0.001)
 
     def learn_when_collected(rollout: Any, index: Any) -> Any:
-        deadline = time.monotonic() + 30.0
-        while len(collected) < min(index + 2, engine.num_iterations):
-            assert time.monotonic() < deadline, "nothing is collected before the program has learned"
-            time.sleep(0.001)
+        begun.append(index)
+        wait_for(min(index + 2, engine.num_iterations), collected)
         return learn(rollout, index)
 
-    def note(*arguments: Any) -> Any:
-        rollout = collect(*arguments)
-        collected.append(rollout)
+    def collect_when_begun(index: Any, *others: Any) -> Any:
+        wait_for(index, begun)
+        rollout = collect(index, *others)
+        collected.append(index)
         return rollout
 
-    engine._learn, engine._collect = learn_when_collected, note
+    engine._learn, engine._collect = learn_when_collected, collect_when_begun
 
 
 def test_a_rollout_is_of_the_parameters_one_iteration_before(counted: dict[bool, list[dict[str, Any]]]) -> None:
@@ -119,6 +131,7 @@ def test_the_order_of_rollouts_and_what_is_drawn_in_them_stay(counted: dict[bool
     assert [row["time"] for row in beside] == [3 * i % 10 for i in range(10)]
     np.testing.assert_array_equal([row["progress"] for row in beside], [float(np.float32(i / 10)) for i in range(10)])
     for one, other in zip(alone, beside, strict=True):
+        assert (other["obs"], other["last_obs"]) == (one["obs"], one["last_obs"])
         assert other["reward"] % NOISE == one["reward"] % NOISE
         lag = one["updates"] - other["named"]
         assert other["reward_sum"] == one["reward_sum"] - 6 * NOISE * lag  # of 6 rows, those that nothing has written over
