@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any, NamedTuple
 
 import jax
@@ -82,8 +83,11 @@ def scan_rollout(
 class HostCollector:
     """Drives a host environment from Python: one small compiled call for each vector step, rows written into buffers."""
 
-    def __init__(self, environment: HostEnvironment, act: Any, num_steps: int, seed: int):
-        """`act(acting, obs, action_mask, carry, key) -> (action [N, ...], carry)`, where a carry of None means the first step."""
+    def __init__(self, environment: HostEnvironment, act: Any, num_steps: int, seed: int, num_rollouts: int = 1):
+        """`act(acting, obs, action_mask, carry, key) -> (action [N, ...], carry)`, where a carry of None means the first step.
+
+        The arrays of a rollout are overwritten by the `num_rollouts`-th call of `collect` after it.
+        """
         spec = environment.spec
         shape = num_steps, spec.num_envs
 
@@ -95,27 +99,30 @@ class HostCollector:
         self.obs, self.action_mask = environment.reset(seed)
         self.time = np.zeros(spec.num_envs, np.int32)
         self.carry: PyTree = None
-        # Where an observation is not needed (most rows' final_obs) the buffer keeps what it had: zeros, or an older row.
-        self.rows: dict[str, Any] = {
-            "obs": zeros(spec.observation_space, *shape),
-            "reward": np.zeros(shape, np.float32),
-            "terminated": np.zeros(shape, bool),
-            "truncated": np.zeros(shape, bool),
-            "final_obs": zeros(spec.observation_space, *shape),
-            "valid": np.zeros(shape, bool),
-            "time": np.zeros(shape, np.int32),
-        }
-        if self.action_mask is not None:
-            self.rows |= {name: np.ones((*shape, self.action_mask.shape[-1]), bool) for name in ("action_mask", "final_action_mask")}
+
+        def buffers() -> dict[str, Any]:
+            """Where an observation is not needed (most rows' final_obs) the buffer keeps what it had: zeros, or an older row."""
+            rows: dict[str, Any] = {
+                "obs": zeros(spec.observation_space, *shape),
+                "reward": np.zeros(shape, np.float32),
+                "terminated": np.zeros(shape, bool),
+                "truncated": np.zeros(shape, bool),
+                "final_obs": zeros(spec.observation_space, *shape),
+                "valid": np.zeros(shape, bool),
+                "time": np.zeros(shape, np.int32),
+            }
+            if self.action_mask is not None:
+                rows |= {name: np.ones((*shape, self.action_mask.shape[-1]), bool) for name in ("action_mask", "final_action_mask")}
+            return rows
+
+        self.rows = deque(buffers() for _ in range(num_rollouts))  # those of the next rollout first
         self.num_steps = num_steps
         self.seconds = {"environment": 0.0, "acting": 0.0}
 
     def collect(self, acting: PyTree, progress: float, key: jax.Array, ahead: PyTree = None) -> Rollout:
-        """The next `num_steps` steps; with what `actor.ahead` gave for them nothing is drawn from `key`.
-
-        The arrays of the rollout are overwritten by the next call.
-        """
-        rows, actions = self.rows, []
+        """The next `num_steps` steps; with what `actor.ahead` gave for them nothing is drawn from `key`."""
+        rows, actions = self.rows[0], []
+        self.rows.rotate()
         began = time.perf_counter()
         if self.actor is None:
             *_, carry = jax.eval_shape(self.act_at, acting, key, 0, self.obs, self.action_mask, None, self.time)
@@ -152,11 +159,12 @@ class HostCollector:
                 if step.final_action_mask is not None:
                     rows["final_action_mask"][t] = step.final_action_mask
             self.obs, self.action_mask = step.obs, step.action_mask
+        last_obs, last_action_mask = jax.tree.map(np.copy, (self.obs, self.action_mask))  # the next step writes over what these refer to
         return Rollout(
             **rows,
             action=np.stack(actions),
-            last_obs=self.obs,
-            last_action_mask=self.action_mask,
+            last_obs=last_obs,
+            last_action_mask=last_action_mask,
             progress=np.float32(progress),
             carry=start,
         )
@@ -193,6 +201,16 @@ def write(buffer: Observation, index: int, obs: Observation) -> None:
             write(leaf, index, obs[key])
     else:
         buffer[index] = obs
+
+
+def as_rollout(arrays: dict[str, np.ndarray[Any, Any]], like: Observation) -> Rollout:
+    """The rollout, without a memory, whose leaves are these `arrays` by path; its observations have the structure of `like`."""
+
+    def observation(name: str, like: Observation) -> Observation:
+        return {key: observation(f"{name}.{key}", sub) for key, sub in like.items()} if isinstance(like, dict) else arrays[name]
+
+    observations = {name: observation(name, like) for name in ("obs", "final_obs", "last_obs")}
+    return Rollout(**{name: arrays[name] for name in Rollout._fields if name in arrays} | observations)
 
 
 def flat(name: str, obs: Observation) -> dict[str, Array]:

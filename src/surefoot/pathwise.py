@@ -35,6 +35,8 @@ class ReplayActorCriticSettings:
     """Rows of the replay: transitions, and one more for each episode."""
     learning_starts: int = 1_000
     """Transitions in the replay before the first gradient step; until then actions are uniformly random."""
+    collect_beside_learning: bool = False
+    """Collect a rollout while the one before it is learned from, by a policy that is one iteration older."""
     actor_learning_rate: float = 3e-4
     """Step size of the actor's Adam."""
     critic_learning_rate: float = 3e-4

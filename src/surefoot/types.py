@@ -57,6 +57,7 @@ class Rollout(NamedTuple):
     score: Array | None = None  # [T, N] float32, as in `Step`
     game_over: Array | None = None  # [T, N] bool
     carry: PyTree = None  # [N, ...] recurrent state before the first row; acting starts from zeros instead wherever `time` is 0
+    acting: PyTree = None  # what acted, where it may not be the learner's `acting` any more
 
 
 def counted(rows: Any) -> tuple[Array, Array]:

@@ -444,6 +444,24 @@ def test_the_audit_is_of_the_rollout_by_what_the_critic_said_before(kind):
     assert metrics["kl"] > 1e-6
 
 
+def test_another_policy_that_acted_is_corrected_for():
+    """The replay has the log-probabilities of the one that acted; what the step promises is foreseen for the one that it was made from."""
+    config, rollout = Run(**SETTINGS["Retrace"]), some_rows(0, masked=False)
+    state, _ = update(config, first_state(config), rollout, jax.random.key(1))
+    logits = jnp.asarray(np.random.default_rng(6).normal(size=state.acting.actor.logits.shape))
+    after, metrics = update(config, state, rollout._replace(acting=StochasticPolicy(Table(logits), None)), jax.random.key(2))
+    acted, old, new = (Categorical.from_logits(x[rollout.obs]) for x in (logits, state.acting.actor.logits, after.acting.actor.logits))
+    log_prob, old_log_prob = acted.log_prob(rollout.action), old.log_prob(rollout.action)
+    expected = insert(state.replay, rollout, log_prob).rows.old_log_prob
+    np.testing.assert_allclose(after.replay.rows.old_log_prob, expected, rtol=1e-5)
+    values = state.critic.values[rollout.obs]
+    taken = jnp.take_along_axis(values, rollout.action[..., None], axis=-1)[..., 0]
+    advantage = (taken - jnp.sum(jnp.exp(old.log_probs) * values, axis=-1)) * jnp.exp(old_log_prob - log_prob)
+    for name, value in step_audit(old, new, rollout, advantage, discount=0.9).items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+    assert metrics["predicted_improvement"] != 0
+
+
 # Where it ends
 
 

@@ -96,6 +96,7 @@ TINY = {"hidden": (8,), "replay_size": 640, "learning_starts": 64, "minibatch_si
         ("off-policy-actor-critic", "CartPole-v1", "saving", 3, {"critic_target": "retrace", "sequence_length": 4}),
         ("sac", "gymnasium:Pendulum-v1", "collecting", 150, {}),
         ("td3", "gymnasium:Pendulum-v1", "saving", 3, {}),
+        ("ddpg", "gymnasium:Pendulum-v1", "collecting", 150, {"collect_beside_learning": True}),
     ],
 )
 def test_a_replay_is_resumed_in_the_bits_of_one_process(
@@ -103,7 +104,8 @@ def test_a_replay_is_resumed_in_the_bits_of_one_process(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps, config = 5 * 512, named(algorithm).config(**TINY | settings)
-    options = [word for name, value in (TINY | {"hidden": 8} | settings).items() for word in (f"--{name}".replace("_", "-"), value)]
+    given = {f"--{name}".replace("_", "-"): value for name, value in (TINY | {"hidden": 8} | settings).items()}
+    options = [word for name, value in given.items() for word in ([name] if value is True else [name, value])]
     start = ["train", algorithm, environment, "--no-preset", "--steps", steps, "--checkpoint-seconds", 0, *options]
 
     kill(phase, calls, random.Random(f"moment {algorithm} {environment}"), *start, "--out", killed)

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from surefoot.collect import HostCollector, scan_rollout, start_stream
+from surefoot.collect import HostCollector, as_rollout, scan_rollout, start_stream
 from surefoot.envs.gymnasium import gymnasium_environment
 from surefoot.envs.vector import VectorEnvironment
 from surefoot.types import EnvironmentSpec, Step
@@ -128,6 +128,7 @@ def test_rollouts_have_the_dtypes_of_the_contract():
         "score": None,
         "game_over": None,
         "carry": None,
+        "acting": None,
     }
 
 
@@ -276,6 +277,25 @@ def test_host_collector_against_the_story():
         assert (rollout.progress, rollout.progress.dtype, rollout.carry) == (0.5, np.float32, None)
         assert (rollout.reward.dtype, rollout.time.dtype, rollout.obs["place"].dtype) == (np.float32, np.int32, np.int32)
     assert collector.seconds["environment"] > 0 < collector.seconds["acting"]
+
+
+def test_as_many_rollouts_as_were_asked_for_stay_as_they_are():
+    collector = HostCollector(Tape(18), act_on_tape, 6, seed=0, num_rollouts=2)
+    first, _ = (collector.collect(jnp.float32(1.0), 0.5, jax.random.key(0)) for _ in range(2))
+    alone = HostCollector(Tape(18), act_on_tape, 6, seed=0).collect(jnp.float32(1.0), 0.5, jax.random.key(0))
+    assert_equal(first, alone)
+    third = collector.collect(jnp.float32(1.0), 0.5, jax.random.key(0))
+    assert np.shares_memory(first.reward, third.reward)
+
+
+def test_a_rollout_is_put_together_from_its_arrays_by_path():
+    environment = Tape()
+    rollout = HostCollector(environment, act_on_tape, 6, seed=0).collect(jnp.float32(1.0), 0.5, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(rollout)
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+    got = as_rollout(arrays, environment.obs())
+    assert jax.tree.structure(got) == jax.tree.structure(rollout)
+    assert_equal(got, rollout)
 
 
 def test_recurrent_state_on_a_host_environment():

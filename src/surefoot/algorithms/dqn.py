@@ -43,6 +43,8 @@ class DQN:
     """Rows of the replay: transitions, and one more for each episode."""
     learning_starts: int = 1_000
     """Transitions in the replay before the first gradient step."""
+    collect_beside_learning: bool = False
+    """Collect a rollout while the one before it is learned from, by a policy that is one iteration older."""
     learning_rate: float = 1e-4
     """Step size of Adam."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"

@@ -170,7 +170,8 @@ def update(config: OffPolicyActorCritic, state: State, rollout: Rollout, frozen:
     """Store a rollout [T, N], take gradient steps of critic and actor on minibatches from the replay, and audit them on the rollout."""
     draw_key, step_key, audit_key = jax.random.split(key, 3)
     old = at(state.acting.actor, rollout.obs, rollout.action_mask)
-    replay = insert(state.replay, rollout, None if config.critic_target == "one_step" else old.log_prob(rollout.action))
+    acted = old if rollout.acting is None else at(rollout.acting.actor, rollout.obs, rollout.action_mask)
+    replay = insert(state.replay, rollout, None if config.critic_target == "one_step" else acted.log_prob(rollout.action))
     steps, optimiser = gradient_steps(config, rollout.reward.shape[1]), clipped_adam(config)
     index = draw_uniform(replay, draw_key, (steps, config.minibatch_size // config.length))
     batches = jax.vmap(lambda index: sequences(replay, index, length=config.length))(index)
@@ -195,5 +196,7 @@ def update(config: OffPolicyActorCritic, state: State, rollout: Rollout, frozen:
     start = state.acting.actor, state.critic, state.target_critic, state.optimisers
     _, (actor, *others), (metrics, _) = learn_once_started(config, replay, step, start, (batches, jax.random.split(step_key, steps)))
     foreseen = foreseen_advantage(config, state, rollout, old, audit_key)
+    if rollout.acting is not None:  # what `old` would have done is foreseen from what was done in its place
+        foreseen = foreseen * importance_ratio(old.log_prob(rollout.action), acted.log_prob(rollout.action))
     audit = step_audit(old, at(actor, rollout.obs, rollout.action_mask), rollout, foreseen, discount=config.gamma)
     return State(state.acting._replace(actor=actor), *others, replay), metrics | audit | {"replay_size": replay.size}

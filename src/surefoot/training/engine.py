@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..algorithms import of
-from ..collect import HostCollector, scan_rollout, start_stream
+from ..collect import HostCollector, as_rollout, scan_rollout, start_stream
 from ..packing import packing_last, unpack
 from ..policies import where_rows
 from ..replay import check_memory, replay_bytes
@@ -87,6 +88,10 @@ class Engine:
     def finished(self) -> bool:
         return self.iteration >= self.num_iterations
 
+    def progress(self, index: Any) -> Any:
+        """The fraction of the run before the iteration `index`, or before each of them."""
+        return np.float32(index / self.num_iterations)
+
     def learn(self, learner: PyTree, running: Running, rollout: Rollout, key: jax.Array, index: Any) -> tuple[PyTree, Running, Result]:
         """The algorithm's update, not taken where it would leave anything non-finite; and the episodes that ended."""
         updated, metrics = self.algorithm.update(self.config, learner, rollout, None, jax.random.fold_in(key, index))
@@ -103,7 +108,7 @@ class Engine:
         began = time.perf_counter()
         self.seconds = {}
         index = self.iteration + np.arange(min(self.fused, max(1, self.num_iterations - self.iteration)))
-        result = self._iterate(index.astype(np.int32), (index / self.num_iterations).astype(np.float32))
+        result = self._iterate(index.astype(np.int32))
         done = int(np.count_nonzero(result.finite))  # after the first that was not finite there are none
         self.iteration += done
         if done < len(index):
@@ -115,8 +120,8 @@ class Engine:
         metrics = {name: mean_of_known(values) for name, values in sorted(result.metrics.items())}
         return {name: _number(value) for name, value in {**episodes, **metrics}.items()}
 
-    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
-        """The iterations `index` [K] after these fractions of the run [K], up to the first that is not finite."""
+    def _iterate(self, index: np.ndarray[Any, Any]) -> Result:
+        """The iterations `index` [K], up to the first that is not finite."""
         raise NotImplementedError
 
     def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
@@ -144,6 +149,11 @@ class DeviceEngine(Engine):
     """Environment, policy and update in one compiled call for an iteration, or for several that are short."""
 
     def __init__(self, config: Any, environment: Any, spec: EnvironmentSpec, *, seed: int, total_steps: int):
+        if collects_beside_learning(config):
+            raise ValueError(
+                f"{type(config).__name__}.collect_beside_learning is for environments that are stepped from Python; {spec.name} is "
+                "compiled into one program with the learner, which does one after the other. Leave the setting out."
+            )
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.environment = environment
         act = partial(self.act, self.learner.acting)
@@ -180,18 +190,17 @@ class DeviceEngine(Engine):
         _, state, results = jax.lax.while_loop(unfinished, iteration, (jnp.zeros((), jnp.int32), start, nothing_yet))
         return *state, results
 
-    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
+    def _iterate(self, index: np.ndarray[Any, Any]) -> Result:
         missing = self.fused - len(index)
-        when = np.pad(index, (0, missing), constant_values=-1), np.pad(progress, (0, missing))
+        when = np.pad(index, (0, missing), constant_values=-1), np.pad(self.progress(index), (0, missing))
         state = self.learner.acting, self.learner._replace(acting=None), self.stream, self.running
         self.learner, self.stream, self.running, packed = self._program(*state, (self.acting_key, self.updating_key), *when)
         result: Result = jax.tree.map(lambda x: x[: len(index)], unpack(packed))
         return result
 
     def _explain_non_finite(self, metrics: dict[str, Any]) -> None:
-        progress = np.float32(self.iteration / self.num_iterations)
         key = jax.random.fold_in(self.acting_key, np.int32(self.iteration))
-        _, rollout = self._collect_program(self.learner.acting, self.stream, key, progress)
+        _, rollout = self._collect_program(self.learner.acting, self.stream, key, self.progress(self.iteration))
         name_non_finite(rollout)
         super()._explain_non_finite(metrics)
 
@@ -221,39 +230,65 @@ def mean_of_known(values: np.ndarray[Any, Any]) -> Any:
     return known.mean() if known.size else np.nan
 
 
+def collects_beside_learning(config: Any) -> bool:
+    """Whether iteration i collects, while it learns, what i + 1 will learn from: with what i - 1 left. A setting of methods with replay."""
+    return getattr(config, "collect_beside_learning", False)
+
+
 class HostEngine(Engine):
     """A Python loop over the environment with one small compiled call per vector step, and one for the whole update."""
 
     def __init__(self, config: Any, environment: HostEnvironment, spec: EnvironmentSpec, *, seed: int, total_steps: int):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
-        self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"))
+        self.lag = int(collects_beside_learning(config))  # iterations that a rollout waits before it is learned from
+        self.collector = HostCollector(environment, self.act, config.num_steps, seed_for(seed, "environment"), num_rollouts=1 + self.lag)
+        self.collected: Rollout | None = None  # that waits
+        # On a CPU the compiled calls of one thread run one after another, so that acting would wait for the update.
+        self._thread = ThreadPoolExecutor(1) if self.lag else None
         # `acting` is not donated: a user may hold it, in the policy of a report.
         self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
-        self.ahead: PyTree = None  # what the next batch needs to act, computed by the call that learned from the last
+        # What acting with the newest parameters needs, computed by the call that learned them: in the rollout that is next to be
+        # collected, or with a lag in the one after it.
+        self.ahead: PyTree = None
 
     def _update(
         self, acting: PyTree, others: PyTree, running: Running, rollout: Rollout, acting_key: jax.Array, updating_key: jax.Array, index: Any
     ) -> Any:
         learner, running, result = self.learn(others._replace(acting=acting), running, rollout, updating_key, index)
         assert self.collector.actor is not None
-        return learner, running, (result, self.collector.actor.ahead(learner.acting, jax.random.fold_in(acting_key, index + 1)))
+        key = jax.random.fold_in(acting_key, index + (1 + self.lag))
+        return learner, running, (result, self.collector.actor.ahead(learner.acting, key))
 
-    def _iterate(self, index: np.ndarray[Any, Any], progress: np.ndarray[Any, Any]) -> Result:
+    def _collect(self, index: Any, acting: PyTree, ahead: PyTree) -> Rollout:
+        """What the iteration `index` learns from."""
+        key = self._fold_in(self.acting_key, index) if ahead is None else self.acting_key  # of which nothing is drawn then
+        rollout = self.collector.collect(acting, self.progress(index), key, ahead)
+        return rollout._replace(acting=acting) if self.lag else rollout
+
+    def _learn(self, rollout: Rollout, index: Any) -> Any:
+        """(learner, running, packed (result, what acting with the new parameters needs)), all of them ready."""
+        state = self.learner.acting, self.learner._replace(acting=None), self.running
+        # Waited for: the program reads the rollout's buffers while it runs, and a later collection writes into them.
+        return jax.block_until_ready(self._program(*state, rollout, self.acting_key, self.updating_key, index))
+
+    def _iterate(self, index: np.ndarray[Any, Any]) -> Result:
         self.collector.seconds = {"environment": 0.0, "acting": 0.0}
         results: list[Result] = []
-        learning = 0.0
-        for i, done in zip(index, progress, strict=True):
-            key = self._fold_in(self.acting_key, i) if self.ahead is None else self.acting_key  # of which nothing is drawn then
-            rollout = self.collector.collect(self.learner.acting, done, key, self.ahead)
-            began = time.perf_counter()
-            state = self.learner.acting, self.learner._replace(acting=None), self.running
-            # Waited for: the program reads the rollout's buffers while it runs, and the next collection writes into them.
-            ready = jax.block_until_ready(self._program(*state, rollout, self.acting_key, self.updating_key, i))
-            self.learner, self.running, packed = ready
+        learning = 0.0  # seconds in which nothing was collected
+        for i in index:
+            acting, ahead, rollout = self.learner.acting, self.ahead, self.collected
+            if rollout is None:
+                rollout = self._collect(i, acting, None if self.lag else ahead)
+            learned = self._thread.submit(self._learn, rollout, i) if self._thread else None
+            try:
+                self.collected = self._collect(i + 1, acting, ahead) if self.lag and i + 1 < self.num_iterations else None
+            finally:  # where an environment fails too: the program was given the learner's arrays
+                began = time.perf_counter()
+                self.learner, self.running, packed = learned.result() if learned else self._learn(rollout, i)
+                learning += time.perf_counter() - began
             result, self.ahead = unpack(packed)
             results.append(result)
-            learning += time.perf_counter() - began
             if not result.finite:
                 break
         self.seconds = {**self.collector.seconds, "learning": learning}
@@ -266,6 +301,9 @@ class HostEngine(Engine):
             arrays, environment = state
             trees |= {"environment": arrays, "running": self.running}
             info["environment"] = environment
+            if self.collected is not None:  # of an environment that begins anew after a resume it is left out
+                assert not jax.tree.leaves(self.collected.carry), "a method with replay and a memory"
+                trees |= {"collected": self.collected._replace(acting=None), "acted": self.collected.acting}
         if self.ahead is not None:
             # A program that computes this alone may round otherwise than the one that did.
             trees["ahead"] = {f"{i}.{j}": leaf for i, part in enumerate(self.ahead) for j, leaf in enumerate(part)}
@@ -276,6 +314,9 @@ class HostEngine(Engine):
         if "environment" in checkpoint.info:
             self.collector.set_state(checkpoint.arrays("environment"), checkpoint.info["environment"])
             self.running = checkpoint.restore("running", self.running)
+        if "collected" in checkpoint.trees:
+            collected = as_rollout(checkpoint.arrays("collected"), self.collector.obs)
+            self.collected = collected._replace(acting=checkpoint.restore("acted", self.learner.acting))
         if "ahead" in checkpoint.trees:
             leaves = checkpoint.arrays("ahead")
             parts = [[name for name in leaves if name.startswith(f"{i}.")] for i in range(2)]
