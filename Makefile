@@ -21,7 +21,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 $(EXACT_TESTS) $(OTHER_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(EXACT_TESTS) $(OTHER_TESTS)
 
 .venv/installed: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing Surefoot into .venv (a minute or two, once) ..."

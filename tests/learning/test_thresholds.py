@@ -37,6 +37,7 @@ BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("dqn", "CartPole-v1", 199_680, 450.0, C51),
     ("dqn", "CartPole-v1", 199_680, 450.0, {"distribution": "quantile", "num_atoms": 21}),
     ("rainbow", "CartPole-v1", 199_680, 450.0, {}),
+    ("off-policy-actor-critic", "CartPole-v1", 199_936, 400.0, {}),
     ("ddpg", "Pendulum-v1", 19_968, -180.0, {}),
     ("td3", "Pendulum-v1", 19_968, -180.0, {}),
     ("sac", "Pendulum-v1", 19_968, -180.0, {}),

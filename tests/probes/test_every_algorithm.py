@@ -137,6 +137,15 @@ def test_every_algorithm_is_here() -> None:
     assert {name.partition(",")[0] for name in SETTINGS} | elsewhere == set(ALGORITHMS)
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_first_state_has_a_weak_type(name: str) -> None:
+    """An update would give it back as a strong one, so that the second iteration would compile again."""
+    space = Box(-1.0, 1.0, (2,)) if ONLY.get(name) is Box else Discrete(3)
+    spec = EnvironmentSpec("probe", Discrete(4) if name == "q-learning" else Box(-1.0, 1.0, (3,)), space, NUM_ENVS)
+    state = jax.eval_shape(lambda key: named(name).init(named(name).config(), spec, key), jax.random.key(0))
+    assert not [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.weak_type]
+
+
 @pytest.mark.parametrize("probe", list(ProbeId), ids=lambda probe: probe.name.lower())
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("name", SETTINGS)

@@ -120,7 +120,7 @@ def init(config: CEM, spec: EnvironmentSpec, key: jax.Array) -> State:
     candidates = mean + config.initial_std * jax.random.normal(draw_key, (config.population, mean.size))
     acting = Acting(actor, normaliser, candidates, jnp.arange(config.population, dtype=jnp.int32))
     trial = first_trial(config.population, spec.num_envs)
-    return State(acting, jnp.full(mean.size, config.initial_std), jnp.zeros((), jnp.int32), normaliser, trial)
+    return State(acting, jnp.full(mean.size, config.initial_std, float), jnp.zeros((), jnp.int32), normaliser, trial)
 
 
 def act(config: CEM, acting: Acting, obs: Observation, action_mask: Any, carry: PyTree, key: Any) -> tuple[jax.Array, PyTree]:

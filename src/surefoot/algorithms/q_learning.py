@@ -74,7 +74,7 @@ def init(config: QLearning, spec: EnvironmentSpec, key: jax.Array) -> State:
     shape = *sizes, int(spec.action_space.n)
     if math.prod(shape) > MAX_ENTRIES:
         raise ValueError(f"A table of {' x '.join(map(str, shape))} has more than {MAX_ENTRIES:,} entries; take dqn.")
-    table = jnp.full(shape, float(config.initial_value))
+    table = jnp.full(shape, config.initial_value, float)
     return State(Acting(table, jnp.ones(()), tuple(jnp.asarray(number, jnp.int32) for number in first)))
 
 

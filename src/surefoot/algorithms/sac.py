@@ -71,8 +71,8 @@ class SoftActor(eqx.Module):
         output = self.head(self.features(obs))
         if self.is_discrete:
             return Categorical.from_logits(output, action_mask)
-        mean, log_std = jnp.split(output, 2)
-        return TanhGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+        size = len(output) // 2
+        return TanhGaussian(output[:size], jnp.clip(output[size:], *LOG_STD_RANGE))
 
 
 class Acting(NamedTuple):
@@ -103,7 +103,7 @@ def init(config: SAC, spec: EnvironmentSpec, key: jax.Array) -> State:
         acting=Acting(actor, jnp.ones((), bool)),
         critics=critics,
         target_critics=critics,
-        log_temperature=jnp.log(jnp.asarray(1.0 if config.temperature is None else config.temperature)),
+        log_temperature=jnp.log(jnp.asarray(1.0 if config.temperature is None else config.temperature, float)),
         optimisers=start_optimisers(config, actor, critics),
         temperature_optimiser=optax.scale_by_adam().init(jnp.zeros(())),
         replay=start_replay(spec, capacity=config.replay_size, num_steps=config.num_steps),
