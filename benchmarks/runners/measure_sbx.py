@@ -18,6 +18,10 @@ if __name__ == "__main__":  # the processes of a SubprocVecEnv import this file
     settings, num_envs = job["settings"], job["num_envs"]
     if job["algorithm"] == "ppo":
         measure(job, PPO, ppo_arguments(settings), flax.linen.tanh)
+    elif job["algorithm"] == "dqn":
+        arguments = dqn_arguments(settings, num_envs)
+        del arguments["max_grad_norm"]  # it clips no gradients
+        measure(job, DQN, arguments, flax.linen.relu)
     else:
-        algorithm, arguments = {"sac": (SAC, sac_arguments), "td3": (TD3, td3_arguments), "dqn": (DQN, dqn_arguments)}[job["algorithm"]]
-        measure(job, algorithm, arguments(settings, num_envs), flax.linen.relu)
+        algorithm, arguments_of = {"sac": (SAC, sac_arguments), "td3": (TD3, td3_arguments)}[job["algorithm"]]
+        measure(job, algorithm, arguments_of(settings, num_envs), flax.linen.relu)
