@@ -35,7 +35,7 @@ class Library(NamedTuple):
 LIBRARIES = {
     "surefoot": Library("measure_replay_surefoot.py", batches=(8, 1)),  # 8: an iteration of dqn or sac with their defaults
     "stable-baselines3": Library("measure_replay_sb3.py", PEERS["stable-baselines3"].requirements, draws=("uniform",)),
-    "tianshou": Library("measure_replay_tianshou.py", ("gymnasium==1.4.0", "numpy==2.4.6", "tianshou==2.0.1")),
+    "tianshou": Library("measure_replay_tianshou.py", PEERS["tianshou"].requirements),
 }
 Row = dict[str, Any]  # draw, library, batches, size; then what was measured
 

@@ -1,6 +1,7 @@
 """Training speed of Surefoot and of its peers, side by side on one machine.
 
     python benchmarks/speed.py                                             measure, print the table, write results/speed.json
+    python benchmarks/speed.py replay                                      the same of methods with a replay, results/speed-replay.json
     python benchmarks/speed.py --table benchmarks/results/speed.json       print the table of a recorded result
 
 Every measurement is a process of its own and has the machine to itself. Rounds go through all rows in turn, so that a slow
@@ -40,6 +41,21 @@ SHARED = {
     "normalise_observation": False,
     "normalise_reward": False,
 }
+REPLAY = {
+    "gamma": 0.99,
+    "activation": "relu",
+    "replay_size": 1_000_000,
+    "learning_starts": 1_000,  # none of these steps is measured
+}
+OF_CONTINUOUS_ACTIONS = REPLAY | {
+    "hidden": [256, 256],
+    "num_steps": 1,
+    "update_to_data": 1.0,
+    "minibatch_size": 256,
+    "actor_learning_rate": 3e-4,
+    "critic_learning_rate": 3e-4,
+    "target_rate": 0.005,
+}
 SETTINGS = {
     "ppo": SHARED
     | {
@@ -78,6 +94,27 @@ SETTINGS = {
         "critic_epochs": 10,
         "critic_learning_rate": 1e-3,
     },
+    "sac": OF_CONTINUOUS_ACTIONS | {"temperature_learning_rate": 3e-4},
+    "td3": OF_CONTINUOUS_ACTIONS
+    | {
+        "exploration_noise": 0.1,
+        "policy_delay": 2,
+        "target_noise": 0.2,
+        "target_noise_clip": 0.5,
+    },
+    "dqn": REPLAY
+    | {
+        "hidden": [64, 64],
+        "num_steps": 4,
+        "update_to_data": 0.25,
+        "minibatch_size": 64,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 10.0,
+        "target_interval": 250,
+        "target_rate": 1.0,
+        "exploration_fraction": 1e-6,  # a thousand of a billion steps, so that actions are the network's when the clock starts
+        "final_epsilon": 0.05,
+    },
 }
 
 
@@ -98,10 +135,14 @@ PEERS = {
             *("jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "tfp-nightly==0.26.0.dev20261027"),
         ),
     ),
+    "tianshou": Peer("measure_tianshou.py", (*ENVIRONMENTS, "tianshou==2.0.1")),
 }
 ALONE = "environment alone"
 OWN = {ALONE: "measure_environment.py", "surefoot": "measure_surefoot.py"}
 Row = dict[str, Any]  # environment, algorithm, library, variant; then what was measured
+
+
+GYMNASIUM = "gymnasium:"  # before the name of an environment, asks Surefoot for Gymnasium's own
 
 
 class Task(NamedTuple):
@@ -109,15 +150,26 @@ class Task(NamedTuple):
     environment: str
     peers: tuple[str, ...]
     vec_envs: tuple[str, ...] = ("DummyVecEnv", "SubprocVecEnv")  # what the peers may choose from
+    prefixes: tuple[str, ...] = ("",)  # of the environment's name, with each of which Surefoot is measured
 
 
-TASKS = (
-    # A step of CartPole takes microseconds: processes would only add to it.
-    Task("ppo", "CartPole-v1", ("stable-baselines3", "sbx-rl"), vec_envs=("DummyVecEnv",)),
-    Task("ppo", "HalfCheetah-v5", ("stable-baselines3", "sbx-rl")),
-    Task("trpo", "HalfCheetah-v5", ("sb3-contrib",)),
-    Task("a2c", "HalfCheetah-v5", ("stable-baselines3",)),
-)
+# A step of CartPole takes microseconds: processes would only add to it.
+ONE_PROCESS = ("DummyVecEnv",)
+WITH_REPLAY = "stable-baselines3", "sbx-rl", "tianshou"
+TASKS = {
+    "on-policy": (
+        Task("ppo", "CartPole-v1", ("stable-baselines3", "sbx-rl"), vec_envs=ONE_PROCESS),
+        Task("ppo", "HalfCheetah-v5", ("stable-baselines3", "sbx-rl")),
+        Task("trpo", "HalfCheetah-v5", ("sb3-contrib",)),
+        Task("a2c", "HalfCheetah-v5", ("stable-baselines3",)),
+    ),
+    "replay": (
+        Task("sac", "HalfCheetah-v5", WITH_REPLAY),
+        Task("td3", "HalfCheetah-v5", WITH_REPLAY),
+        Task("dqn", "CartPole-v1", WITH_REPLAY, vec_envs=ONE_PROCESS, prefixes=("", GYMNASIUM)),
+    ),
+}
+RECORDS = {"on-policy": RESULTS / "speed.json", "replay": RESULTS / "speed-replay.json"}
 
 
 def python_of(peer: str, requirements: Sequence[str], venvs: Path) -> Path:
@@ -138,14 +190,15 @@ def rows_of(tasks: Sequence[Task]) -> list[Row]:
     """What to measure: each environment alone once, then Surefoot and the peers on each task."""
     rows: dict[tuple[str, str], Row] = {}
     for task in tasks:
-        for library in (*OWN, *task.peers):
+        variants = [{"vec_env": vec_env, "threads": threads} for threads in (1, 2) for vec_env in task.vec_envs]
+        own = [(prefix + task.environment, library, [{}]) for prefix in task.prefixes for library in OWN]
+        for environment, library, choices in (*own, *((task.environment, peer, variants) for peer in task.peers)):
             algorithm = task.algorithm if library != ALONE else ""
-            variants = [{"vec_env": vec_env, "threads": threads} for threads in (1, 2) for vec_env in task.vec_envs]
-            rows[task.environment, f"{algorithm} {library}"] = {
-                "environment": task.environment,
+            rows[environment, f"{algorithm} {library}"] = {
+                "environment": environment,
                 "algorithm": algorithm,
                 "library": library,
-                "variants": variants if library in PEERS else [{}],
+                "variants": choices,
             }
     return list(rows.values())
 
@@ -233,9 +286,11 @@ def table(record: dict[str, Any]) -> str:
     rows = record["rows"]
     alone = {row["environment"]: speed(row) for row in rows if row["library"] == ALONE}
     own = {(row["environment"], row["algorithm"]): speed(row) for row in rows if row["library"] == "surefoot"}
+    counts_updates = any("updates_per_second" in repetition for row in rows for repetition in row["repetitions"])
+    updates = [" updates/s |", " ---: |"] if counts_updates else ["", ""]
     lines = [
-        "| | steps/s: median (range) | Surefoot is faster by | of the environment's speed | start-up |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| | steps/s: median (range) |{updates[0]} Surefoot is faster by | of the environment's speed | start-up |",
+        f"| --- | ---: |{updates[1]} ---: | ---: | ---: |",
     ]
     for row in rows:
         speeds = [repetition["steps_per_second"] for repetition in row["repetitions"]]
@@ -245,9 +300,14 @@ def table(record: dict[str, Any]) -> str:
             share = f"{speed(row) / alone[row['environment']]:.1%}"
             startup = f"{row['repetitions'][0]['startup_seconds']:.1f} s"
         if row["variant"]:
-            ratio = f"{own[row['environment'], row['algorithm']] / speed(row):.1f}x"
+            ratios = [(prefix, own.get((prefix + row["environment"], row["algorithm"]))) for prefix in ("", GYMNASIUM)]
+            ratio = ", ".join(f"{prefix.replace(':', ' ')}{mine / speed(row):.1f}x" for prefix, mine in ratios if mine)
             name += " ({vec_env}, threads: {threads})".format_map(row["variant"])
-        lines.append(f"| {name} | {speed(row):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f}) | {ratio} | {share} | {startup} |")
+        cells = [name, f"{speed(row):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f})", ratio, share, startup]
+        if counts_updates:
+            of_learning = [repetition.get("updates_per_second") for repetition in row["repetitions"]]
+            cells.insert(2, "" if None in of_learning else f"{statistics.median(of_learning):,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     versions = {name: version for row in rows for name, version in row["versions"].items() if name not in (*OWN, *PEERS)}
     listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     machine = record["machine"]
@@ -256,22 +316,27 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [f"{task.algorithm}-{task.environment}" for task in TASKS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="tasks to measure")
+    names = {group: {f"{task.algorithm}-{task.environment}": task for task in tasks} for group, tasks in TASKS.items()}
+    listed = "; ".join(f"{group}: {', '.join(tasks)}" for group, tasks in names.items())
+    parser.add_argument("group", nargs="?", choices=TASKS, default="on-policy", help="methods without a replay, or with one")
+    parser.add_argument("--only", nargs="+", metavar="TASK", help=f"of these alone, with no record unless --out names one; {listed}")
     parser.add_argument("--repetitions", type=int, default=3, help="rounds")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a measurement, after the warm-up")
     parser.add_argument("--quick", action="store_true", help="one iteration, one round, no trials: does it run?")
     parser.add_argument("--venvs", type=Path, default=Path.home() / ".cache" / "surefoot" / "benchmarks", help="where the peers live")
-    parser.add_argument("--out", type=Path, help=f"the record; by default {(RESULTS / 'speed.json').relative_to(ROOT)}, none with --quick")
+    records = ", ".join(str(path.relative_to(ROOT)) for path in RECORDS.values())
+    parser.add_argument("--out", type=Path, help=f"the record; by default that of the group ({records}), none with --quick")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of a record and measure nothing")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(options.table.read_text())), end="")
         return
-    tasks = [task for task, name in zip(TASKS, names, strict=True) if name in options.only]
+    if unknown := set(options.only or ()) - names[options.group].keys():
+        parser.error(f"no {' or '.join(sorted(unknown))} in {options.group}; {listed}")
+    tasks = [task for name, task in names[options.group].items() if name in (options.only or names[options.group])]
     if options.quick:
         options.repetitions, options.seconds = 1, 0.0
-    out = options.out or (None if options.quick else RESULTS / "speed.json")
+    out = options.out or (None if options.quick or options.only else RECORDS[options.group])
     venvs, trials = options.venvs.resolve(), not options.quick
     with tempfile.TemporaryDirectory() as directory, chdir(directory):  # MuJoCo writes its warnings where it runs
         # Compiled programs are kept in a cache that begins empty: the first round compiles, the others load.

@@ -33,34 +33,43 @@ def read_job() -> dict[str, Any]:
 
 
 class Clock:
-    """Times iterations from its creation, which includes setting up, until enough were seen after those of the warm-up."""
+    """Times iterations from its creation, which includes setting up, until enough were seen after those of the warm-up.
+
+    Iterations that only fill a replay belong to the warm-up, so that what is timed is learning.
+    """
 
     def __init__(self, job: dict[str, Any]):
         self.job = job
+        self.iteration_steps = job["settings"]["num_steps"] * job["num_envs"]
+        self.filling = job["settings"].get("learning_starts", 0) // self.iteration_steps  # iterations without learning
         self.marks = [time.perf_counter()]  # the beginning, then the end of each iteration, or of several that are reported together
         self.done = [0]  # iterations by then
+        self.warm = 0  # the mark with which the warm-up ends, once it has
 
     def tick(self, iterations: int = 1) -> None:
         """So many iterations have ended."""
         self.marks.append(time.perf_counter())
         self.done.append(self.done[-1] + iterations)
+        # Two reports at least, since the second may compile what the first did not need.
+        if not self.warm and len(self.marks) > 2 and self.done[-1] >= self.filling + self.job["warm_up"]:
+            self.warm = len(self.marks) - 1
 
     @property
     def enough(self) -> bool:
-        warm_up = self.job["warm_up"]
-        return len(self.marks) > warm_up + 1 and self.marks[-1] - self.marks[warm_up] >= self.job["seconds"]
+        is_measured = self.warm and len(self.marks) > self.warm + 1
+        return bool(is_measured) and self.marks[-1] - self.marks[self.warm] >= self.job["seconds"]
 
     def print_result(self) -> None:
-        """Steady speed after the warm-up, and what the first iteration took beyond a steady one: setting up and compiling."""
+        """Steady speed after the warm-up, and what all up to the first iteration that learns took beyond a steady one."""
         settings = self.job["settings"]
-        seconds = self.marks[-1] - self.marks[self.job["warm_up"]]
-        iterations = self.done[-1] - self.done[self.job["warm_up"]]
-        result = {
-            "steps_per_second": round(iterations * settings["num_steps"] * self.job["num_envs"] / seconds, 1),
-            "iterations": iterations,
-            "seconds": round(seconds, 3),
-            "startup_seconds": round(self.marks[1] - self.marks[0] - self.done[1] * seconds / iterations, 3),
-        }
+        seconds, iterations = self.marks[-1] - self.marks[self.warm], self.done[-1] - self.done[self.warm]
+        first = next(i for i, done in enumerate(self.done) if done > self.filling)
+        startup = self.marks[first] - self.marks[0] - (self.done[first] - self.filling) * seconds / iterations
+        speed = iterations * self.iteration_steps / seconds
+        result = {"steps_per_second": round(speed, 1)}
+        if "update_to_data" in settings:
+            result["updates_per_second"] = round(speed * settings["update_to_data"], 1)
+        result |= {"iterations": iterations, "seconds": round(seconds, 3), "startup_seconds": round(startup, 3)}
         print(json.dumps({"result": result, "versions": versions()}))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from clock import Clock, read_job
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 
@@ -53,6 +55,41 @@ def trpo_arguments(s: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def replay_arguments(s: dict[str, Any], num_envs: int) -> dict[str, Any]:
+    return {
+        "train_freq": s["num_steps"],  # of each environment
+        "gradient_steps": round(s["update_to_data"] * s["num_steps"] * num_envs),
+        "batch_size": s["minibatch_size"],
+        "buffer_size": s["replay_size"],
+        "learning_starts": s["learning_starts"],
+        "learning_rate": s["learning_rate"] if "learning_rate" in s else s["critic_learning_rate"],  # the actor's too
+        "gamma": s["gamma"],
+        "tau": s["target_rate"],
+        "device": "cpu",
+    }
+
+
+def sac_arguments(s: dict[str, Any], num_envs: int) -> dict[str, Any]:
+    return replay_arguments(s, num_envs) | {"ent_coef": "auto", "target_entropy": "auto"}
+
+
+def td3_arguments(s: dict[str, Any], num_envs: int) -> dict[str, Any]:
+    return replay_arguments(s, num_envs) | {
+        "policy_delay": s["policy_delay"],
+        "target_policy_noise": s["target_noise"],
+        "target_noise_clip": s["target_noise_clip"],
+    }
+
+
+def dqn_arguments(s: dict[str, Any], num_envs: int) -> dict[str, Any]:
+    return replay_arguments(s, num_envs) | {
+        "target_update_interval": round(s["target_interval"] / s["update_to_data"]),  # environment steps
+        "exploration_fraction": s["exploration_fraction"],
+        "exploration_final_eps": s["final_epsilon"],
+        "max_grad_norm": s["max_grad_norm"],
+    }
+
+
 class Iterations(BaseCallback):
     """Ticks when an iteration has ended, which is when the next begins to collect; stops the training after enough."""
 
@@ -75,7 +112,11 @@ def measure(job: dict[str, Any], algorithm: type, arguments: dict[str, Any], act
     hidden = list(job["settings"]["hidden"])
     clock = Clock(job)
     env = make_vec_env(job["environment"], n_envs=job["num_envs"], vec_env_cls=vec_env_class)
-    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation, **optimiser}
+    layers = hidden if job["algorithm"] == "dqn" else dict.fromkeys(("pi", "qf" if "replay_size" in job["settings"] else "vf"), hidden)
+    policy = {"net_arch": layers, "activation_fn": activation, **optimiser}
+    if (noise := job["settings"].get("exploration_noise")) is not None:
+        shape = env.action_space.shape
+        arguments = arguments | {"action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, noise))}
     algorithm("MlpPolicy", env, policy_kwargs=policy, **arguments).learn(10**9, callback=Iterations(clock))
     env.close()
     clock.print_result()
@@ -93,7 +134,12 @@ if __name__ == "__main__":
 
         rmsprop = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
         measure(job, A2C, a2c_arguments(job["settings"]) | {"use_rms_prop": False}, torch.nn.Tanh, **rmsprop)
-    else:
+    elif job["algorithm"] == "trpo":
         from sb3_contrib import TRPO
 
         measure(job, TRPO, trpo_arguments(job["settings"]), torch.nn.Tanh)
+    else:
+        from stable_baselines3 import DQN, SAC, TD3
+
+        algorithm, arguments = {"sac": (SAC, sac_arguments), "td3": (TD3, td3_arguments), "dqn": (DQN, dqn_arguments)}[job["algorithm"]]
+        measure(job, algorithm, arguments(job["settings"], job["num_envs"]), torch.nn.ReLU)
