@@ -205,6 +205,19 @@ MUTANTS = [
     Mutant("sac: the temperature runs away from its target", "algorithms/sac.py", 'of_actor["entropy"] - target_entropy', 'target_entropy - of_actor["entropy"]', "algorithms/test_sac.py"),
     Mutant("sac: entropy of all choices, legal or not", "algorithms/sac.py", "actor.head.out_features if action_mask is None else jnp.sum(action_mask, axis=-1)", "actor.head.out_features", "algorithms/test_sac.py"),
     Mutant("sac: the actor sees every successor's mask", "algorithms/sac.py", "batch.obs, batch.action_mask, temperature, own_key)", "batch.obs, batch.next_action_mask, temperature, own_key)", "algorithms/test_sac.py"),
+    # Language models
+    Mutant("tokens: the divergence's sign", "rlhf/ppo.py", "kl_k1(answers.log_prob, answers.ref_log_prob), 0.0)", "kl_k1(answers.ref_log_prob, answers.log_prob), 0.0)", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: the score comes with the first token", "rlhf/ppo.py", "last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))", "last = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: the value after a token", "rlhf/heads.py", "hidden[:, -num_responses - 1 : -1]", "hidden[:, -num_responses:]", "rlhf/test_token_mdp.py"),
+    Mutant("tokens: each predicts itself", "rlhf/model.py", "hidden[:, length - 1 - scored : length - 1].reshape", "hidden[:, length - scored :].reshape", "rlhf/test_token_mdp.py"),
+    Mutant("tokens: probabilities at temperature 1", "rlhf/ppo.py", "temperature=config.temperature, last=", "temperature=1.0, last=", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: every micro-batch has its own mean", "rlhf/ppo.py", "return loss / count, metrics\n\n        gradient, metrics", "return loss / jnp.sum(rows.valid), metrics\n\n        gradient, metrics", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: what cannot be scored is learned from", "rlhf/ppo.py", "valid = answers.response_mask & answers.counts[:, None]", "valid = answers.response_mask", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: a group's baseline has its own answer", "rlhf/ppo.py", "else leave_one_out_advantage\n", "else (lambda worth, counts: worth - jnp.mean(worth, axis=1, keepdims=True))\n", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: a price by the token", "rlhf/ppo.py", "axis=1, where=answers.response_mask)  # [B] nats", "axis=1, where=answers.response_mask) / config.max_new_tokens  # [B] nats", "rlhf/test_policy_optimisation.py"),
+    Mutant("tokens: a step that is not finite is taken", "rlhf/optimisation.py", "old - jnp.where(fine, learning_rate * step, 0.0)", "old - learning_rate * step", "rlhf/test_policy_optimisation.py"),
+    Mutant("reward model: read at the last column", "rlhf/heads.py", "last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)", "last = mask.shape[1] - 1 + 0 * jnp.argmax(mask[:, ::-1], axis=1)", "rlhf/test_runs.py"),
+    Mutant("memory: moments forgotten", "rlhf/memory.py", "return self.trained + self.moments + self.frozen", "return self.trained + self.frozen", "rlhf/test_memory_plan.py"),
 ]  # fmt: skip
 
 

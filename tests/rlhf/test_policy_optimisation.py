@@ -13,7 +13,7 @@ from surefoot.math.divergences import kl_k2
 from surefoot.rlhf import ppo
 from surefoot.rlhf.heads import Critic, zero_head
 from surefoot.rlhf.model import ModelConfig, hidden_states, init_model, logits_of
-from surefoot.rlhf.optimisation import map_rows, model_of, summed_gradient
+from surefoot.rlhf.optimisation import adam, gradient_step, map_rows, model_of, summed_gradient
 from surefoot.rlhf.ppo import GRPO, PPO, RLOO, Answers, Frozen
 from surefoot.training.cache import use_compilation_cache
 
@@ -291,3 +291,17 @@ def test_adapters_begin_as_the_reference_and_leave_it_alone():
 def test_settings_that_make_no_sense_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_along_a_gradient_that_is_not_finite_is_not_taken(bad):
+    config, parameters = ppo.PPO(learning_rate=0.1), {"a": jnp.arange(3.0), "b": jnp.ones(2)}
+    moments = adam(config).init(parameters)
+    good = jax.tree.map(jnp.ones_like, parameters)
+    for gradient, is_taken in ((good, True), (good | {"a": jnp.array([1.0, bad, 1.0])}, False)):
+        moved, after, norm = jax.jit(lambda gradient: gradient_step(gradient, parameters, moments, adam(config), jnp.float32(0.1)))(
+            gradient
+        )
+        assert bool(jnp.isfinite(norm)) == is_taken
+        for new, old in zip(jax.tree.leaves((moved, after)), jax.tree.leaves((parameters, moments)), strict=True):
+            assert np.array_equal(new, old) != is_taken

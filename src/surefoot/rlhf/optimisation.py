@@ -102,8 +102,7 @@ def gradient_step(
     fine = jnp.isfinite(norm)
     direction, moved = optimiser.update(gradient, moments)
     moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), moved, moments)
-    rate = jnp.where(fine, learning_rate, 0.0)
-    return jax.tree.map(lambda old, step: old - rate * jnp.where(fine, step, 0.0), parameters, direction), moments, norm
+    return jax.tree.map(lambda old, step: old - jnp.where(fine, learning_rate * step, 0.0), parameters, direction), moments, norm
 
 
 def in_micro_batches(config: TextSettings, batch: PyTree) -> PyTree:
