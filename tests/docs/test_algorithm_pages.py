@@ -6,18 +6,22 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import surefoot as sf
 from surefoot.algorithms import ALGORITHMS
+from surefoot.envs import is_device, make
 from surefoot.policies import ActorCriticSettings
+from surefoot.training.engine import DeviceEngine
 from surefoot.training.episodes import Ended, Recent
 
 PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
 LANGUAGES = ["", ".zh-CN"]
 FORMULAS, LEFT_OUT, DEFAULTS, METRICS, TRAINING, REFERENCES = range(1, 7)  # sections of an algorithm's page
 LADDER, SHARED, SHARED_DEFAULTS, SHARED_AUDIT = range(1, 5)  # and of the index
+OF_EVERY_RUN = {"iteration", "step", *Recent().take(Ended(*5 * [np.zeros((1, 1), bool)]))}
 AUDITED = {"": "What the step audit tells", ".zh-CN": "步进审计说明什么"}  # the title of METRICS, where there is an audit
 UNAUDITED = {"": "What a run reports", ".zh-CN": "训练会报告什么"}  # and where there is none
 
@@ -74,11 +78,21 @@ def test_a_chinese_table_has_the_numbers_of_the_english_one(name):
     assert numbers("") == numbers(".zh-CN")
 
 
+def reported(config, name, path):
+    """Names of the metrics; where all is one program, of its trace, without compiling it."""
+    environment, spec = make(name, 8)
+    if not is_device(environment):
+        return next(iter(sf.iterate(config, name, steps=1, out=path))).metrics.keys()
+    engine = DeviceEngine(config, environment, spec, seed=0, total_steps=1)
+    state = engine.learner, engine.stream, engine.running, (engine.acting_key, engine.updating_key), np.int32(0), np.float32(0.0)
+    return {*OF_EVERY_RUN, *jax.eval_shape(engine._whole_iteration, *state)[3].metrics}
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_iteration_reports_the_metrics_on_the_page(name, tmp_path):
     config = ALGORITHMS[name].config
     environment = {"ddpg": "Pendulum-v1", "td3": "Pendulum-v1", "q-learning": "FrozenLake-v1"}.get(name, "CartPole-v1")
-    metrics = next(iter(sf.iterate(config(), environment, steps=1, out=tmp_path / "run"))).metrics.keys()
+    metrics = reported(config(), environment, tmp_path / "run")
     shared = explained("README.md", SHARED_AUDIT) if issubclass(config, ActorCriticSettings) else []
     assert {*explained(f"{name}.md", METRICS), *shared} <= metrics
     of_its_own = learns_from_replay(config) or name == "q-learning"  # nothing that the index explains
@@ -88,6 +102,5 @@ def test_an_iteration_reports_the_metrics_on_the_page(name, tmp_path):
     for language in LANGUAGES:
         assert (PAGES / f"{name}{language}.md").read_text().split("\n## ")[METRICS].startswith(title[language] + "\n")
     if of_its_own:  # whose pages explain all that the algorithm itself reports
-        of_every_run = {"iteration", "step", *Recent().take(Ended(*5 * [np.zeros((1, 1), bool)]))}
-        own_metrics = {metric for metric in metrics if not metric.startswith("time/")} - of_every_run
+        own_metrics = {metric for metric in metrics if not metric.startswith("time/")} - OF_EVERY_RUN
         assert sorted(explained(f"{name}.md", METRICS)) == sorted(own_metrics)
