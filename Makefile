@@ -5,9 +5,9 @@
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
-# Exact tests first: a wrong formula is told within seconds.
+# Exact tests first: a wrong formula is told within seconds. Learning runs last: they take the longest.
 EXACT_TESTS := $(wildcard tests/test_*.py) tests/math/
-OTHER_TESTS := $(filter-out $(EXACT_TESTS) %__pycache__/,$(wildcard tests/*/))
+OTHER_TESTS := $(filter-out $(EXACT_TESTS) tests/learning/ %__pycache__/,$(wildcard tests/*/)) tests/learning/
 
 .PHONY: demo test
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import pytest
 
+os.environ.setdefault("SUREFOOT_TESTS_BEGAN", str(time.time()))  # workers inherit it
 # Programs are compiled once for the whole suite, in this process and in those it starts.
 CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parent.parent / ".pytest_cache" / "home")))
 
