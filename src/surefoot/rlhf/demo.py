@@ -160,7 +160,9 @@ def draw(runs: dict[str, api.TextRun]) -> Figure:
             label = f"{name}, {'gold' if kind == 'gold' else 'learned'}"
             axes.plot(distance[order], value[order], color=colour, linestyle=dash, marker=".", label=label)
     axes.set_xlabel("square root of KL(policy || reference), nats per answer", color=INK)
-    axes.set_title("A learned reward goes on rising where what it stands for falls", loc="left", fontsize=10, color=INK)
+    title = "A learned reward goes on rising where gold falls" if len(runs) > 1 else "The reward that is learned from, and the gold one"
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    curves.plain(axes)
+    curves.tidy(axes)
+    axes.set_xlim(left=0)
     return figure
