@@ -455,7 +455,7 @@ def _list(argv: list[str]) -> None:
         print("usage: surefoot list algorithms|envs")
     elif what == "algorithms":
         for name, algorithm in ALGORITHMS.items():
-            print(f"{name:<12} {algorithm.config.__doc__}")
+            print(f"{name:<{max(map(len, ALGORITHMS))}}  {algorithm.config.__doc__}")
     elif what == "envs":
         print("in JAX, compiled with the learner:")
         for name, environment in IN_JAX.items():
