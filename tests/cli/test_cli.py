@@ -232,7 +232,7 @@ def test_every_algorithm_has_its_help(name: str, cli: Callable[..., tuple[str, s
 
 
 def test_lists(cli: Callable[..., tuple[str, str]]) -> None:
-    assert "ppo          Proximal policy optimisation" in cli("list", "algorithms")[0]
+    assert re.search(r"^ppo +Proximal policy optimisation with the clipped surrogate\.$", cli("list", "algorithms")[0], re.MULTILINE)
     out, err = cli("list", "envs")
     in_jax, through_gymnasium = out.split("through Gymnasium")
     through_gymnasium, atari = through_gymnasium.split("Atari, all streams")

@@ -241,6 +241,7 @@ def test_where_the_hub_cannot_be_reached_that_is_said_without_a_wait(monkeypatch
     def look_up(*_):
         raise socket.gaierror("no such name")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(tokens.urllib.request, "getproxies", dict)
     with pytest.raises(ValueError, match="There is no directory 'nobody/has-this', and the Hugging Face hub cannot be reached"):

@@ -169,9 +169,15 @@ def undocumented(config):
 
 
 def readings(tree, holder="config"):
-    """What the code in `tree` reads as `config.name`."""
-    attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
-    return {node.attr for node in attributes if node.value.id == holder}
+    """What the code in `tree` reads as `config.name`, or as `getattr(config, "name", ...)` where only some methods have it."""
+    read = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name == holder:
+                read.add(attribute)
+            case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=name), ast.Constant(value=attribute), *_]) if name == holder:
+                read.add(attribute)
+    return read
 
 
 def read_by_properties(config):
@@ -207,6 +213,7 @@ def test_every_setting_is_documented_and_read(algorithm):
 def test_a_setting_without_documentation_or_reader_is_found():
     assert undocumented(Settings) == {field.name for field in dataclasses.fields(Settings)}
     assert readings(ast.parse("def update(config):\n    return config.rate * other.count\n# config.limit")) == {"rate"}
+    assert readings(ast.parse("getattr(config, 'rate', 0) + getattr(other, 'count', 0)")) == {"rate"}
     assert read_by_shared_functions("from ..minibatches import check_minibatch") == {"num_steps", "minibatch_size"}
     assert read_by_shared_functions("from ..minibatches import descend") == set()
 
@@ -227,6 +234,7 @@ OFF_POLICY = {
     "gamma": 0.99,
     "replay_size": 1_000_000,
     "learning_starts": 1_000,
+    "collect_beside_learning": False,
     "network": "mlp",
     "activation": "relu",
 }
