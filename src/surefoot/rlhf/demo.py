@@ -26,7 +26,7 @@ from .tiny_reviews import MAX_PROMPT_TOKENS, MAX_TOKENS, preferences, write_json
 
 GOLD = "surefoot.rlhf.tiny_reviews:score"
 MAX_NEW_TOKENS = MAX_TOKENS - MAX_PROMPT_TOKENS
-NUM_COMPARISONS, NUM_WEAK = 6_000, 200
+NUM_COMPARISONS, NUM_WEAK = 4_800, 200
 FINE_TUNING = SFT(learning_rate=3e-3, minibatch_size=64, epochs=0.5)
 REWARDING = RewardTraining(learning_rate=1e-3, minibatch_size=64, epochs=1.0, overlong="drop")
 WEAK = RewardTraining(learning_rate=1e-4, minibatch_size=32, epochs=1.0, held_out_share=0.5, overlong="drop")
