@@ -26,7 +26,7 @@ from .tiny_reviews import MAX_PROMPT_TOKENS, MAX_TOKENS, preferences, write_json
 
 GOLD = "surefoot.rlhf.tiny_reviews:score"
 MAX_NEW_TOKENS = MAX_TOKENS - MAX_PROMPT_TOKENS
-NUM_COMPARISONS, NUM_WEAK = 4_800, 200
+NUM_COMPARISONS, NUM_WEAK = 4_000, 200
 FINE_TUNING = SFT(learning_rate=3e-3, minibatch_size=64, epochs=0.5)
 REWARDING = RewardTraining(learning_rate=1e-3, minibatch_size=64, epochs=1.0, overlong="drop")
 WEAK = RewardTraining(learning_rate=1e-4, minibatch_size=32, epochs=1.0, held_out_share=0.5, overlong="drop")
@@ -40,7 +40,7 @@ OPTIMISING = PPO(
     kl_coef=0.1,
     max_kl=float("inf"),
 )
-STEPS, STEPS_OF_STUDY = 64 * 30, 64 * 90
+STEPS, STEPS_OF_STUDY = 64 * 24, 64 * 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
