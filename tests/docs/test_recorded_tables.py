@@ -1,4 +1,4 @@
-"""What the page on replay shows of times and memory is what was recorded, and its tables are computed rightly from the records."""
+"""What the pages show of recorded figures is what was recorded, and the tables are computed rightly from the records."""
 
 import importlib
 import json
@@ -15,11 +15,11 @@ def module(name, monkeypatch):
     return importlib.import_module(name)
 
 
-@pytest.mark.parametrize("page", ["docs/replay.md", "docs/replay.zh-CN.md"])
-@pytest.mark.parametrize("name", ["frames", "replay"])
-def test_the_page_holds_what_was_recorded(name, page, monkeypatch):
+@pytest.mark.parametrize("language", ["", ".zh-CN"])
+@pytest.mark.parametrize(("name", "page"), [("frames", "replay"), ("replay", "replay"), ("rlhf", "rlhf")])
+def test_the_page_holds_what_was_recorded(name, page, language, monkeypatch):
     record = RESULTS / f"{name}.json"
-    shown = (ROOT / page).read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"<!-- {name}:end -->")[0]
+    shown = (ROOT / "docs" / f"{page}{language}.md").read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"<!-- {name}:end -->")[0]
     expected = module(name, monkeypatch).table(json.loads(record.read_text())) if record.exists() else ""
     assert shown.strip() == expected.strip()
 
@@ -70,3 +70,28 @@ def test_costs_of_frames_by_size(monkeypatch):
     assert lines[5] == "| the first checkpoint | 1260.0 s | 2520.0 s |"
     assert len(lines) == 2 + len(frames.ROWS) + 2
     assert lines[-1] == "`Abacus, 2 cores; 2026-01-31; jax 0.10`"
+
+
+def test_what_the_demonstration_came_to_by_seed(monkeypatch):
+    def end(gold):
+        return {"gold": gold, "score": 2 * gold, "reference_kl": 3 * gold}
+
+    seeds = [
+        {
+            "seed": seed,
+            "seconds": {"demo": 200.0 + seed, "study": 300.0 - seed},
+            "versions": {"jax": "3.4"},
+            "accuracies": {"reward": 0.5 + seed / 10, "reward-weak": 0.5},
+            "runs": dict.fromkeys(("ppo", "ppo-free", "ppo-weak"), {"before": end(0.0), "after": end(1.0 + seed)}),
+        }
+        for seed in (0, 1)
+    ]
+    lines = module("rlhf", monkeypatch).table({"seeds": seeds, **MACHINE}).splitlines()
+    assert lines[2:4] == [
+        "| fine-tuned | +0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) | 0.0 (0.0 to 0.0) |",
+        "| PPO | +1.50 (+1.00 to +2.00) | +3.00 (+2.00 to +4.00) | 4.5 (3.0 to 6.0) |",
+    ]
+    assert lines[-1] == (
+        "`reward model 55.0 (50.0 to 60.0) % of held-out comparisons, weak one 50.0 (50.0 to 50.0) %; demo 201 s, study 300 s more at most; "
+        "seeds 0, 1; Abacus, 2 cores; 2026-01-31; jax 3.4`"
+    )
