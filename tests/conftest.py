@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import pytest
 
+from surefoot.training import engine
+
 os.environ.setdefault("SUREFOOT_TESTS_BEGAN", str(time.time()))  # workers inherit it
+# Most tests run a program once or twice: compiling it takes a quarter of the time this way, and running it four times as long. Those
+# whose programs run long, or whose subject are the bits of the programs that users run, ask for `optimised` ones.
+GIVEN_FLAGS = os.environ.get("XLA_FLAGS", "")
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+if QUICK not in GIVEN_FLAGS:  # a worker inherits them
+    os.environ["XLA_FLAGS"] = f"{QUICK} {GIVEN_FLAGS}".strip()
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Programs are compiled once for the whole suite, in this process and in those it starts.
 CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parent.parent / ".pytest_cache" / "home")))
 
@@ -25,6 +34,14 @@ def _compiled_programs_are_let_go() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of iterations as users run them, here and in the processes that a test starts."""
+    options = engine.compiler_options() | OPTIMISED
+    monkeypatch.setattr(engine, "compiler_options", lambda: options)
+    monkeypatch.setenv("XLA_FLAGS", GIVEN_FLAGS.replace(QUICK, ""))
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ def module(name, monkeypatch):
 @pytest.mark.parametrize(("name", "page"), [("frames", "replay"), ("replay", "replay"), ("rlhf", "rlhf")])
 def test_the_page_holds_what_was_recorded(name, page, language, monkeypatch):
     record = RESULTS / f"{name}.json"
-    shown = (ROOT / "docs" / f"{page}{language}.md").read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"<!-- {name}:end -->")[0]
+    text = (ROOT / "docs" / f"{page}{language}.md").read_text()
+    shown = text.partition(f"<!-- {name}:begin -->\n")[2].partition(f"<!-- {name}:end -->")[0]
     expected = module(name, monkeypatch).table(json.loads(record.read_text())) if record.exists() else ""
     assert shown.strip() == expected.strip()
 
@@ -82,7 +83,7 @@ def test_what_the_demonstration_came_to_by_seed(monkeypatch):
             "seconds": {"demo": 200.0 + seed, "study": 300.0 - seed},
             "versions": {"jax": "3.4"},
             "accuracies": {"reward": 0.5 + seed / 10, "reward-weak": 0.5},
-            "runs": dict.fromkeys(("ppo", "ppo-free", "ppo-weak"), {"before": end(0.0), "after": end(1.0 + seed)}),
+            "runs": {name: {"before": end(0.0), "after": end(1.0 + seed)} for name in ("ppo", "ppo-free", "ppo-weak")},
         }
         for seed in (0, 1)
     ]
@@ -92,6 +93,6 @@ def test_what_the_demonstration_came_to_by_seed(monkeypatch):
         "| PPO | +1.50 (+1.00 to +2.00) | +3.00 (+2.00 to +4.00) | 4.5 (3.0 to 6.0) |",
     ]
     assert lines[-1] == (
-        "`reward model 55.0 (50.0 to 60.0) % of held-out comparisons, weak one 50.0 (50.0 to 50.0) %; demo 201 s, study 300 s more at most; "
-        "seeds 0, 1; Abacus, 2 cores; 2026-01-31; jax 3.4`"
+        "`reward model 55.0 (50.0 to 60.0) % of held-out comparisons, weak one 50.0 (50.0 to 50.0) %; demo 201 s, "
+        "study 300 s more at most; seeds 0, 1; Abacus, 2 cores; 2026-01-31; jax 3.4`"
     )

@@ -33,6 +33,7 @@ def assert_same_bits(whole: Path, killed: Path) -> None:
         assert got == expected, what
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("environment", ["CartPole-v1", "gymnasium:Pendulum-v1"])
 def test_ten_kills_and_resumes_end_in_the_bits_of_one_process(environment: str, surefoot: Callable[..., object], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
