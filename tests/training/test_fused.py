@@ -14,6 +14,8 @@ import surefoot as sf
 from surefoot.envs.classic import CLASSIC
 from surefoot.training.control import ControlSession
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def short(num_steps: int) -> sf.A2C:
     return sf.A2C(num_steps=num_steps, hidden=(8,), optimiser="adam")
@@ -27,7 +29,6 @@ def start(config: sf.A2C, path: Path, env: Any = "CartPole-v1", steps: int = 320
     return session
 
 
-@pytest.mark.usefixtures("optimised")
 def test_short_iterations_are_fused_with_equal_bits(tmp_path: Path) -> None:
     """Two calls of eight iterations, and one of four."""
     for name in ("fused", "single"):
@@ -48,7 +49,6 @@ def test_short_iterations_are_fused_with_equal_bits(tmp_path: Path) -> None:
             np.testing.assert_allclose(row[name] or 0, np.mean(known) if known else 0, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.usefixtures("optimised")
 def test_a_run_of_short_iterations_resumes_in_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 320, "num_envs": 2}
     sf.train(short(8), "CartPole-v1", out=tmp_path / "whole", progress=False, **options)
