@@ -23,6 +23,7 @@ from .types import PyTree
 
 BEFORE, EACH_STEP, OBSERVED = range(3)  # what a value depends on: the parameters; the step's random numbers too; what is observed too
 MOST_PRODUCTS = 5_000_000  # multiplications in a step beyond which a compiled call is not slower
+MOST_ON_ONE_THREAD = 262_144  # multiplications in a product of matrices, of which OpenBLAS gives more to several threads
 
 
 class Instruction(NamedTuple):
@@ -256,9 +257,10 @@ def dot_general(instruction: Instruction, transposed: bool = False) -> Operation
     x, y, out = instruction.avals
     if is_matrix_product(instruction):
         turn_x, turn_y = left[0] == 0, right[0] == 1
+        multiply = np.matmul if products(instruction) <= MOST_ON_ONE_THREAD else multiply_on_one_thread
         if transposed:
-            return lambda x, y: (y if turn_y else y.T) @ (x if turn_x else x.T)
-        return lambda x, y: (x.T if turn_x else x) @ (y.T if turn_y else y)
+            return lambda x, y: multiply(y if turn_y else y.T, x if turn_x else x.T)
+        return lambda x, y: multiply(x.T if turn_x else x, y.T if turn_y else y)
     if not batch_left:
         return lambda x, y: np.tensordot(x, y, (left, right)).astype(out.dtype, copy=False)
     axes_x, axes_y = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
@@ -266,6 +268,21 @@ def dot_general(instruction: Instruction, transposed: bool = False) -> Operation
         axes_y[j] = axes_x[i]
     free = [i for i in range(x.ndim) if i not in (*left, *batch_left)] + [axis for axis in axes_y if axis >= x.ndim]
     return lambda x, y: np.einsum(x, axes_x, y, axes_y, [*batch_left, *free]).astype(out.dtype, copy=False)
+
+
+def multiply_on_one_thread(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """x [N, K] times y [K, M], a few columns at a time, or rows where there are more of these.
+
+    The threads that BLAS would divide it among spin for milliseconds after each product, on cores that the environment and the update need.
+    """
+    if len(x) > y.shape[1]:
+        return multiply_on_one_thread(y.T, x.T).T
+    product = np.empty((len(x), y.shape[1]), x.dtype)
+    width = max(1, MOST_ON_ONE_THREAD // x.size)
+    for begin in range(0, y.shape[1], width):
+        columns = slice(begin, begin + width)
+        np.matmul(x, y[:, columns], out=product[:, columns])
+    return product
 
 
 def same(x: Any) -> Any:

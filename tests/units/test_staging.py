@@ -1,5 +1,6 @@
 """Acting in NumPy against the same function compiled."""
 
+import time
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from surefoot.algorithms.ppo import PPO
 from surefoot.networks import ACTIVATIONS
 from surefoot.normalise import Moments
 from surefoot.policies import Actor, StochasticPolicy, act
-from surefoot.staging import ELEMENTWISE, MOST_PRODUCTS, REDUCTIONS, CompiledActor, NumpyActor, host_actor
+from surefoot.staging import ELEMENTWISE, MOST_ON_ONE_THREAD, MOST_PRODUCTS, REDUCTIONS, CompiledActor, NumpyActor, host_actor
 
 NUM_STEPS, NUM_ENVS = 5, 3
 KEY = jax.random.key(3)
@@ -88,6 +89,30 @@ def test_product_over_either_axis(left, right, transposed):
         return (product.T, swapped.T) if transposed else (product, swapped)
 
     check(function, FLOATS, parameters=weight)
+
+
+@pytest.mark.parametrize("shape", [(8, 256, 256), (8, 256, 300), (2000, 256, 6), (3, 1000, 200)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_large_product_keeps_to_its_thread(shape, transposed):
+    """BLAS would wake other threads, whose processor time is what the process has beyond that of this one."""
+    rows, inner, columns = shape
+    assert MOST_ON_ONE_THREAD < rows * inner * columns < MOST_PRODUCTS
+    x, weights = (RNG.normal(size=(n, inner)).astype(np.float32) for n in (rows, columns))
+
+    def layer(weights, key, t, x):
+        return jax.vmap(lambda row: weights @ row)(x) if transposed else x @ weights.T
+
+    actor = host_actor(layer, weights, KEY, (x,), 1)
+    assert type(actor) is NumpyActor
+    actor.begin(weights, KEY)
+    np.testing.assert_allclose(actor(0, x), x.astype(np.float64) @ weights.T, rtol=1e-4, atol=1e-4)
+    time.sleep(0.2)  # what JAX's threads have begun
+    began, of_others = time.perf_counter(), time.process_time() - time.thread_time()
+    for _ in range(50):
+        actor(0, x)
+        time.sleep(0.002)
+    of_others = time.process_time() - time.thread_time() - of_others
+    assert of_others < 0.1 * (time.perf_counter() - began)
 
 
 @pytest.mark.parametrize("name", OF_POSITIVE)
