@@ -39,8 +39,8 @@ def _compiled_programs_are_let_go() -> Iterator[None]:
 @pytest.fixture
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of iterations as users run them, here and in the processes that a test starts."""
-    options = engine.compiler_options() | OPTIMISED
-    monkeypatch.setattr(engine, "compiler_options", lambda: options)
+    usual = engine.compiler_options
+    monkeypatch.setattr(engine, "compiler_options", lambda acting=None: usual(acting) | OPTIMISED)
     monkeypatch.setenv("XLA_FLAGS", GIVEN_FLAGS.replace(QUICK, ""))
 
 
