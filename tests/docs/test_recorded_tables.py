@@ -16,7 +16,7 @@ def module(name, monkeypatch):
 
 
 @pytest.mark.parametrize("language", ["", ".zh-CN"])
-@pytest.mark.parametrize(("name", "page"), [("frames", "replay"), ("replay", "replay"), ("rlhf", "rlhf")])
+@pytest.mark.parametrize(("name", "page"), [("frames", "replay"), ("replay", "replay"), ("rlhf", "rlhf"), ("sampling", "rlhf")])
 def test_the_page_holds_what_was_recorded(name, page, language, monkeypatch):
     record = RESULTS / f"{name}.json"
     text = (ROOT / "docs" / f"{page}{language}.md").read_text()
