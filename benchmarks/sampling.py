@@ -24,32 +24,21 @@ import jax
 import numpy as np
 from machine import RESULTS, ROOT, provenance
 
-from surefoot.rlhf.model import ModelConfig, init_model
-from surefoot.rlhf.pretrained import save_model
+from surefoot.rlhf.model import init_model
+from surefoot.rlhf.pretrained import from_hugging_face, save_model
+from surefoot.rlhf.tiny_reviews import MAX_PROMPT_TOKENS, MAX_TOKENS, MODEL_CONFIG
 
 RUNNERS = {name: Path(__file__).parent / "runners" / f"sample_{name}.py" for name in ("surefoot", "transformers")}
-CONFIG = ModelConfig(
-    vocab_size=400,
-    hidden_size=128,
-    num_layers=5,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    intermediate_size=320,
-    max_positions=256,
-    tied=True,
-    eos_tokens=(1,),
-    pad_token=0,
-)
-ROWS, PROMPT_TOKENS, NEW_TOKENS = 64, 12, (24, 64)
+CONFIG = from_hugging_face(MODEL_CONFIG)  # of `surefoot rlhf demo`, as are the lengths
+ROWS, PROMPT_TOKENS, NEW_TOKENS = 64, MAX_PROMPT_TOKENS, (24, MAX_TOKENS - MAX_PROMPT_TOKENS)
 CALLS_OF_WARM_UP = 2
 
 
 def prompts() -> dict[str, Any]:
-    """As many prompts as rows, of 6 to 12 tokens, padded on their left."""
+    """As many prompts as rows, of 6 to 16 tokens, padded on their left."""
     generator = np.random.default_rng(0)
     mask = np.arange(PROMPT_TOKENS) >= generator.integers(0, PROMPT_TOKENS - 5, (ROWS, 1))
-    tokens = np.where(mask, generator.integers(2, CONFIG.vocab_size, mask.shape), CONFIG.pad_token)
+    tokens = np.where(mask, generator.integers(3, CONFIG.vocab_size, mask.shape), CONFIG.pad_token)
     return {"prompts": tokens.tolist(), "mask": mask.tolist(), "stop": CONFIG.eos_tokens[0], "pad": CONFIG.pad_token}
 
 
