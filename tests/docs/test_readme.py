@@ -42,7 +42,6 @@ def test_every_block_says_what_it_is(page):
     assert "~~~" not in page.read_text(), "a fence that no test reads"
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE and {"sh", "python"} & set(dict(blocks(page)))], ids=name)
 def test_the_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
