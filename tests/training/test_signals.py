@@ -41,9 +41,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _handlers_are_put_back(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", [*sys.path])  # which `main` changes, as a process may
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, given)
+    assert after == before
 
 
 def strike(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str, number: int, call: int = 2) -> None:
