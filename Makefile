@@ -5,9 +5,10 @@
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
-# Exact tests first: a wrong formula is told within seconds. Learning runs last: they take the longest.
+# Exact tests first: a wrong formula is told within seconds. Learning runs last, with programs that are compiled to run long.
 EXACT_TESTS := $(wildcard tests/test_*.py) tests/math/
-OTHER_TESTS := $(filter-out $(EXACT_TESTS) tests/learning/ %__pycache__/,$(wildcard tests/*/)) tests/learning/
+OTHER_TESTS := $(filter-out $(EXACT_TESTS) tests/learning/ %__pycache__/,$(wildcard tests/*/))
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test
 
@@ -21,7 +22,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(EXACT_TESTS) $(OTHER_TESTS)
+	@date +%s > .venv/tests-began
+	$(PYTEST) $(EXACT_TESTS) $(OTHER_TESTS)
+	SUREFOOT_TESTS_BEGAN=$$(cat .venv/tests-began) SUREFOOT_TESTS_RUN_LONG=1 $(PYTEST) tests/learning/
 
 .venv/installed: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing Surefoot into .venv (a minute or two, once) ..."

@@ -17,10 +17,10 @@ from surefoot.training import engine
 
 os.environ.setdefault("SUREFOOT_TESTS_BEGAN", str(time.time()))  # workers inherit it
 # Most tests run a program once or twice: compiling it takes a quarter of the time this way, and running it four times as long. Those
-# whose programs run long, or whose subject are the bits of the programs that users run, ask for `optimised` ones.
+# whose subject are the bits of the programs that users run ask for `optimised` ones; learning runs are a process without these flags.
 GIVEN_FLAGS = os.environ.get("XLA_FLAGS", "")
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-if QUICK not in GIVEN_FLAGS:  # a worker inherits them
+if QUICK not in GIVEN_FLAGS and "SUREFOOT_TESTS_RUN_LONG" not in os.environ:  # a worker inherits them
     os.environ["XLA_FLAGS"] = f"{QUICK} {GIVEN_FLAGS}".strip()
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Programs are compiled once for the whole suite, in this process and in those it starts.
@@ -40,7 +40,7 @@ def _compiled_programs_are_let_go() -> Iterator[None]:
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of iterations as users run them, here and in the processes that a test starts."""
     usual = engine.compiler_options
-    monkeypatch.setattr(engine, "compiler_options", lambda acting=None: usual(acting) | OPTIMISED)
+    monkeypatch.setattr(engine, "compiler_options", lambda: usual() | OPTIMISED)
     monkeypatch.setenv("XLA_FLAGS", GIVEN_FLAGS.replace(QUICK, ""))
 
 

@@ -11,11 +11,6 @@ MINUTES = 75  # since the tests began; continuous integration ends what takes 90
 
 
 @pytest.fixture(autouse=True)
-def _fast(optimised: None) -> None:
-    """They run far longer than they are compiled."""
-
-
-@pytest.fixture(autouse=True)
 def _in_time() -> None:
     if time.time() - float(os.environ["SUREFOOT_TESTS_BEGAN"]) > 60 * MINUTES:
         pytest.skip(f"more than {MINUTES} minutes have passed: run tests/learning alone")

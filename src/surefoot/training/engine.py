@@ -22,7 +22,6 @@ from .checkpoint import Checkpoint
 from .episodes import Ended, Recent, Running, follow
 from .seeding import key_for, seed_for
 
-LARGE = 128 * 128  # weights of a layer whose products are worth more than one thread
 SHORT, FUSED_STEPS = 8, 64  # steps of each environment: iterations of at most SHORT are one report, as many as fit into FUSED_STEPS
 
 
@@ -47,16 +46,9 @@ def finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def compiler_options(acting: PyTree = None) -> dict[str, Any]:
-    """On a CPU, one operation after another: those of small networks are not worth handing to other threads."""
-    is_large = any(leaf.size >= LARGE for leaf in jax.tree.leaves(acting))
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" and not is_large else {}
-
-
-def compiled_quickly() -> dict[str, Any]:
-    """For a program that runs once, on a CPU: compiled in a quarter of the time, it runs four times as long."""
-    quickly = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return quickly if jax.default_backend() == "cpu" else {}
+def compiler_options() -> dict[str, Any]:
+    """On a CPU, one operation after another: they are too small to be worth handing to other threads."""
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else {}
 
 
 class Engine:
@@ -74,7 +66,7 @@ class Engine:
         shapes = jax.eval_shape(init, key_for(seed, "parameters"))
         check_memory(config, shapes)
         self.replay_bytes = replay_bytes(shapes)
-        self.learner = jax.jit(init, compiler_options=compiled_quickly())(key_for(seed, "parameters"))
+        self.learner = jax.jit(init)(key_for(seed, "parameters"))
         # Arguments of the compiled programs and not constants in them, so that every seed runs the same program.
         self.acting_key, self.updating_key = key_for(seed, "acting"), key_for(seed, "updating")
         self.running = Running.start(spec.num_envs)
@@ -165,12 +157,10 @@ class DeviceEngine(Engine):
         super().__init__(config, environment, spec, seed=seed, total_steps=total_steps)
         self.environment = environment
         act = partial(self.act, self.learner.acting)
-        start = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act), compiler_options=compiled_quickly())
-        self.stream = start(key_for(seed, "environment"))
+        self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
         # `acting` is not donated: a user may hold it, in the policy of a report.
-        options = compiler_options(self.learner.acting)
-        self._program = jax.jit(packing_last(self._iterations), donate_argnums=(1, 2, 3), compiler_options=options)
+        self._program = jax.jit(packing_last(self._iterations), donate_argnums=(1, 2, 3), compiler_options=compiler_options())
 
     def _collect(self, acting: PyTree, stream: PyTree, key: jax.Array, progress: Any) -> tuple[PyTree, Rollout]:
         return scan_rollout(self.environment, partial(self.act, acting), stream, self.config.num_steps, progress, key)
@@ -256,8 +246,7 @@ class HostEngine(Engine):
         # On a CPU the compiled calls of one thread run one after another, so that acting would wait for the update.
         self._thread = ThreadPoolExecutor(1) if self.lag else None
         # `acting` is not donated: a user may hold it, in the policy of a report.
-        options = compiler_options(self.learner.acting)
-        self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=options)
+        self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=compiler_options())
         self._fold_in = jax.jit(jax.random.fold_in)
         # What acting with the newest parameters needs, computed by the call that learned them: in the rollout that is next to be
         # collected, or with a lag in the one after it.
