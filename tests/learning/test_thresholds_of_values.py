@@ -16,7 +16,6 @@ BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("dqn", "CartPole-v1", 98_304, 450.0, {"double": True}),
     ("dqn", "CartPole-v1", 98_304, 450.0, {"dueling": True}),
     ("dqn", "CartPole-v1", 98_304, 450.0, {"n_step": 3, "target_rate": 0.01}),
-    ("dqn", "CartPole-v1", 98_304, 450.0, {"prioritised": True, "importance_exponent": 1.0}),  # with less of it some seeds fall back
     ("dqn", "CartPole-v1", 199_680, 450.0, {"exploration": "noisy"}),
     ("dqn", "CartPole-v1", 199_680, 450.0, C51),
     ("dqn", "CartPole-v1", 199_680, 450.0, {"distribution": "quantile", "num_atoms": 21}),
