@@ -9,6 +9,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 EXACT_TESTS := $(wildcard tests/test_*.py) tests/math/
 OTHER_TESTS := $(filter-out $(EXACT_TESTS) tests/learning/ %__pycache__/,$(wildcard tests/*/))
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+export SUREFOOT_TESTS_BEGAN := $(shell date +%s)
 
 .PHONY: demo test
 
@@ -22,9 +23,8 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@date +%s > .venv/tests-began
 	$(PYTEST) $(EXACT_TESTS) $(OTHER_TESTS)
-	SUREFOOT_TESTS_BEGAN=$$(cat .venv/tests-began) SUREFOOT_TESTS_RUN_LONG=1 $(PYTEST) tests/learning/
+	SUREFOOT_TESTS_RUN_LONG=1 $(PYTEST) tests/learning/
 
 .venv/installed: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing Surefoot into .venv (a minute or two, once) ..."

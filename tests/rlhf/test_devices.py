@@ -39,7 +39,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def learned(task: Path, out: Path, method: str, devices: int, weight_devices: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(where a weight is, metrics, Adam's means of the gradients) after an iteration."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags}
     settings = json.dumps(SETTINGS[method] | {"weight_devices": weight_devices})
     command = [sys.executable, str(ON_DEVICES), str(task), str(out), method, settings]
