@@ -27,13 +27,6 @@ def test_the_interval_is_the_same_at_every_call(learning):
     assert learning.confidence_interval(means) == learning.confidence_interval(means)
 
 
-@pytest.mark.skipif(not RECORDS, reason="no studies are recorded")
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
-def test_the_readme_holds_the_recorded_studies(page, learning):
-    shown = (BENCHMARKS.parent / page).read_text().partition("<!-- learning:begin -->\n")[2].partition("<!-- learning:end -->")[0]
-    assert shown.strip() == learning.table([json.loads(path.read_text()) for path in RECORDS]).strip()
-
-
 def test_the_table_of_studies(learning):
     study = {"algorithm": "ppo", "environment": "Task-v0", "mean": 1234.5, "interval": [1000.2, 1500.0], "seeds": 2 * [{"steps": 4096}]}
     lines = learning.table([study | {"preset": {"clip": 0.1, "epochs": 3}}, study | {"preset": {}}]).splitlines()

@@ -17,10 +17,10 @@ import pytest
 
 from surefoot.rlhf import api, runs, tiny_reviews
 from surefoot.rlhf.heads import HEAD_FILE, load_reward_model
+from surefoot.rlhf.online import RunAstray
 from surefoot.rlhf.ppo import GRPO, PPO
 from surefoot.rlhf.runs import METHODS, Sources, TextSession
 from surefoot.rlhf.supervised import SFT, RewardTraining
-from surefoot.rlhf.trainers import RunAstray
 from surefoot.training.cache import use_compilation_cache
 from surefoot.training.checkpoint import CheckpointError, newest, save_file
 from surefoot.training.session import kind_of

@@ -23,6 +23,7 @@ from .data import Dataset, Text, read_demonstrations, read_preferences, read_pro
 from .heads import HEAD_FILE, RewardModel, load_reward_model, save_reward_model, scores_at_end
 from .memory import check_memory, plan
 from .model import LanguageModel, init_model
+from .online import Judges, OnlineTrainer, RunAstray
 from .optimisation import TextSettings
 from .ppo import GRPO, PPO, RLOO, OnlineSettings
 from .pretrained import FILES_OF_A_MODEL, from_hugging_face, load_model, local_directory, save_model
@@ -38,7 +39,7 @@ from .tokens import (
     tokenise_preferences,
     tokenise_prompts,
 )
-from .trainers import Judges, OnlineTrainer, RunAstray, SupervisedTrainer, TextTrainer
+from .trainers import SupervisedTrainer, TextTrainer
 
 METHODS: dict[str, type] = {"sft": SFT, "reward": RewardTraining, "ppo": PPO, "rloo": RLOO, "grpo": GRPO}
 NUM_SAMPLES = 4  # answers of an iteration that are kept
