@@ -40,7 +40,7 @@ def _compiled_programs_are_let_go() -> Iterator[None]:
 def optimised(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The programs of iterations as users run them, here and in the processes that a test starts; what compiles others so."""
     usual = engine.compiler_options
-    monkeypatch.setattr(engine, "compiler_options", lambda: usual() | OPTIMISED)
+    monkeypatch.setattr(engine, "compiler_options", lambda config=None: usual(config) | OPTIMISED)
     monkeypatch.setenv("XLA_FLAGS", GIVEN_FLAGS.replace(QUICK, ""))
     return OPTIMISED
 

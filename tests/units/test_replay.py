@@ -15,8 +15,8 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 import surefoot.replay as replay_module
-from surefoot import DQN
-from surefoot.algorithms import dqn
+from surefoot import DQN, SAC, TD3
+from surefoot.algorithms import dqn, of
 from surefoot.replay import (
     BRANCHES,
     NOWHERE,
@@ -394,6 +394,27 @@ def test_a_program_that_learns_from_frames_has_no_second_copy_of_them() -> None:
     arguments = state.acting, state._replace(acting=None), rollout, jax.random.key(0), jnp.int32(3)
     program = jax.jit(iterations, donate_argnums=1, compiler_options=compiler_options()).lower(*arguments).compile()
     assert program.memory_analysis().temp_size_in_bytes < state.replay.rows.obs.size / 20
+
+
+@pytest.mark.parametrize("config", [SAC(replay_size=200_000), TD3(replay_size=200_000)], ids=["sac", "td3"])
+def test_operations_that_run_at_once_share_one_copy_of_the_replay(config: Any) -> None:
+    assert compiler_options(config) != compiler_options(dataclasses.replace(config, hidden=(64, 256))) == compiler_options()
+    spec = EnvironmentSpec("Numbers", Box(-1, 1, (17,), np.float32), Box(-1, 1, (6,), np.float32), 2)
+    algorithm = of(config)
+    state = jax.eval_shape(partial(algorithm.init, config, spec), jax.random.key(0))
+    zeros = film(spec, 1)
+    rollout = jax.eval_shape(
+        lambda: zeros._replace(
+            **{name: getattr(zeros, name).astype(jnp.float32) for name in ("obs", "final_obs", "last_obs")}, action=jnp.zeros((1, 2, 6))
+        )
+    )
+
+    def update(acting: Any, others: Any, rollout: Rollout, key: jax.Array) -> Any:
+        return algorithm.update(config, others._replace(acting=acting), rollout, None, key)
+
+    arguments = state.acting, state._replace(acting=None), rollout, jax.random.key(0)
+    program = jax.jit(update, donate_argnums=1, compiler_options=compiler_options(config)).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * state.replay.rows.obs.size
 
 
 def film(spec: EnvironmentSpec, num_steps: int) -> Rollout:

@@ -15,6 +15,7 @@ import numpy as np
 from ..algorithms import of
 from ..collect import HostCollector, as_rollout, scan_rollout, start_stream
 from ..packing import packing_last, unpack
+from ..pathwise import ReplayActorCriticSettings
 from ..policies import where_rows
 from ..replay import check_memory, replay_bytes
 from ..types import EnvironmentSpec, HostEnvironment, PyTree, Rollout
@@ -23,6 +24,7 @@ from .episodes import Ended, Recent, Running, follow
 from .seeding import key_for, seed_for
 
 SHORT, FUSED_STEPS = 8, 64  # steps of each environment: iterations of at most SHORT are one report, as many as fit into FUSED_STEPS
+LARGE = 128  # rows and columns of products that are worth a thread of their own
 
 
 Keys = tuple[jax.Array, jax.Array]  # of acting, of updating
@@ -46,9 +48,16 @@ def finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def compiler_options() -> dict[str, Any]:
-    """On a CPU, one operation after another: they are too small to be worth handing to other threads."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else {}
+def compiler_options(config: Any = None) -> dict[str, Any]:
+    """On a CPU, one operation after another: most are too small to be worth handing to other threads.
+
+    Those of critics, their targets and an actor with large layers are not, and need not wait for each other.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    several = isinstance(config, ReplayActorCriticSettings) and config.network == "mlp"
+    kind = "CONCURRENCY" if several and min((config.minibatch_size, *config.hidden)) >= LARGE else "MEMORY"
+    return {"xla_cpu_scheduler_type": f"CPU_SCHEDULER_TYPE_{kind}_OPTIMIZED"}
 
 
 class Engine:
@@ -160,7 +169,7 @@ class DeviceEngine(Engine):
         self.stream = jax.jit(lambda key: start_stream(environment, spec.num_envs, key, act))(key_for(seed, "environment"))
         self._collect_program = jax.jit(self._collect)
         # `acting` is not donated: a user may hold it, in the policy of a report.
-        self._program = jax.jit(packing_last(self._iterations), donate_argnums=(1, 2, 3), compiler_options=compiler_options())
+        self._program = jax.jit(packing_last(self._iterations), donate_argnums=(1, 2, 3), compiler_options=compiler_options(config))
 
     def _collect(self, acting: PyTree, stream: PyTree, key: jax.Array, progress: Any) -> tuple[PyTree, Rollout]:
         return scan_rollout(self.environment, partial(self.act, acting), stream, self.config.num_steps, progress, key)
@@ -246,7 +255,7 @@ class HostEngine(Engine):
         # On a CPU the compiled calls of one thread run one after another, so that acting would wait for the update.
         self._thread = ThreadPoolExecutor(1) if self.lag else None
         # `acting` is not donated: a user may hold it, in the policy of a report.
-        self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=compiler_options())
+        self._program = jax.jit(packing_last(self._update), donate_argnums=(1, 2), compiler_options=compiler_options(config))
         self._fold_in = jax.jit(jax.random.fold_in)
         # What acting with the newest parameters needs, computed by the call that learned them: in the rollout that is next to be
         # collected, or with a lag in the one after it.
