@@ -185,6 +185,7 @@ MUTANTS = [
     Mutant("checkpoint: a large array is copied", "training/checkpoint.py", "rows = np.asarray(leaf) if isinstance", "rows = np.array(leaf) if isinstance", "training/test_checkpoint.py"),
     Mutant("checkpoint: an accelerator sends all rows", "training/checkpoint.py", "_on_host(_take_rows(rows, start, length) if is_remote", "_on_host(np.asarray(rows)[start : start + length] if is_remote", "training/test_checkpoint.py"),
     Mutant("checkpoint: the last rows are lost", "training/checkpoint.py", "for start in range(0, len(leaf), count):", "for start in range(0, len(leaf) - count, count):", "training/test_checkpoint.py"),
+    Mutant("large products: one after the other", "training/engine.py", 'kind = "CONCURRENCY" if several', 'kind = "MEMORY" if several', "units/test_replay.py"),
     Mutant("resume: two replays in memory", "training/engine.py", 'if hasattr(self.learner, "replay"):', "if False:", "training/test_frames.py"),
     Mutant("beside learning: the random numbers of the rollout before", "training/engine.py", "index + (1 + self.lag))", "index + 1)", "training/test_beside.py"),
     Mutant("beside learning: written over while it is learned from", "training/engine.py", "num_rollouts=1 + self.lag)", "num_rollouts=1)", "training/test_beside.py"),
