@@ -100,6 +100,7 @@ class MujocoEnvironment:
                 self._elapsed += 1
                 boundary.obs.write_all(task.observe(data))
                 boundary.reward[:] = task.reward(data, actions, velocity, alive)
+                self._simulations.stay_awake()  # here too: on a busy machine this function outlasts their patience
                 terminated = np.logical_not(alive, out=boundary.terminated)
                 truncated = np.greater_equal(self._elapsed, task.max_episode_steps, out=boundary.truncated)
                 ended = terminated | truncated
@@ -171,7 +172,7 @@ class Pool:
             raise EnvironmentFault(problem_of(error), int(getattr(error, "ids", [0])[0])) from error
 
     def stay_awake(self) -> None:
-        """Give the threads a call of 6 us without effect: left alone for 50 us they fall asleep, and the next step waits for them."""
+        """Give the threads a call of 3 us without effect: left alone for 30 us they fall asleep, and the next step waits for them."""
         if len(self._idle):
             self._native.forward(self._idle, 0)
 
