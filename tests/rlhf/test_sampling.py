@@ -63,8 +63,8 @@ def test_the_cache_gives_what_the_training_pass_gives(model, prompts):
 
     @jax.jit
     def through_the_cache(model):
-        hidden, cache = sampling.prefill(model, jnp.asarray(tokens), jnp.asarray(mask), 4)
-        layers, cache = sampling.unstacked(model.layers, 2), sampling.unstacked(cache, 2)
+        layers = sampling.unstacked(model.layers, 2)
+        hidden, cache = sampling.prefill(model, layers, jnp.asarray(tokens), jnp.asarray(mask), 4)
         found = [logits_of(model, hidden)]
         for slot in range(5, 9):
             visible = jnp.asarray(whole[1]) & (jnp.arange(9) <= slot)

@@ -397,6 +397,15 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: j
     return jax.nn.dot_product_attention(queries, keys, values, mask=visible[:, None])
 
 
+def project(config: ModelConfig, layer: Layer, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values [..., heads, head_dim] of x [..., D]."""
+    projected = layer.qkv(layer.attention_norm(x)).reshape(*x.shape[:-1], -1, config.head_dim)
+    queries, keys, values = jnp.split(projected, (config.num_heads, config.num_heads + config.num_kv_heads), axis=-2)
+    if layer.query_norm is not None and layer.key_norm is not None:
+        queries, keys = layer.query_norm(queries), layer.key_norm(keys)
+    return rotate(queries, rotation), rotate(keys, rotation), values
+
+
 def apply_block(
     config: ModelConfig,
     layer: Layer,
@@ -405,11 +414,7 @@ def apply_block(
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, PyTree]],
 ) -> tuple[jax.Array, PyTree]:
     """x [..., D] after one block, and what `attend` of queries, keys and values [..., heads, head_dim] gives besides their attention."""
-    projected = layer.qkv(layer.attention_norm(x)).reshape(*x.shape[:-1], -1, config.head_dim)
-    queries, keys, values = jnp.split(projected, (config.num_heads, config.num_heads + config.num_kv_heads), axis=-2)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        queries, keys = layer.query_norm(queries), layer.key_norm(keys)
-    attended, extra = attend(rotate(queries, rotation), rotate(keys, rotation), values)
+    attended, extra = attend(*project(config, layer, x, rotation))
     attended = layer.output(attended.reshape(*x.shape[:-1], -1))
 
     def mlp(x: jax.Array) -> jax.Array:

@@ -31,6 +31,7 @@ from .model import (
     folded,
     logits_of,
     positions_of,
+    project,
     rotation_of,
     unrolled,
 )
@@ -155,10 +156,8 @@ def continue_prompts(
     prompts, prompt_mask, done = prompts.astype(jnp.int32), prompt_mask != 0, done != 0
     uniform = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (new, 2)))(rows)
     model = folded(model)
-    hidden, cache = prefill(model, prompts, prompt_mask, new)
-    layers = model.layers
-    if unrolled(model.config) > 1:
-        layers, cache = (unstacked(x, model.config.num_layers) for x in (layers, cache))
+    layers = unstacked(model.layers, model.config.num_layers) if unrolled(model.config) > 1 else model.layers
+    hidden, cache = prefill(model, layers, prompts, prompt_mask, new)
     real_tokens = jnp.sum(prompt_mask, axis=1)
     readable = jnp.pad(prompt_mask, ((0, 0), (0, new)), constant_values=True)
 
@@ -185,22 +184,42 @@ def continue_prompts(
     )
 
 
-def prefill(model: LanguageModel, prompts: jax.Array, mask: jax.Array, new: int) -> tuple[jax.Array, Cache]:
-    """What the model makes of the last token of each prompt, [B, D], and the stacked cache of all, with room for `new` tokens more."""
+def prefill(model: LanguageModel, layers: Any, prompts: jax.Array, mask: jax.Array, new: int) -> tuple[jax.Array, Cache]:
+    """What the model makes of the last token of each prompt, [B, D], and the cache of all, with room for `new` tokens more."""
     positions = positions_of(mask)
     rotation = rotation_of(model.config, positions)
     visible = causal(mask)
 
+    def cached(keys: jax.Array, values: jax.Array) -> Cache:
+        keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+        return jnp.pad(keys, ((0, 0),) * 3 + ((0, new),)), jnp.pad(values, ((0, 0),) * 2 + ((0, new), (0, 0)))
+
     def block(x: jax.Array, layer: Layer) -> tuple[jax.Array, Cache]:
         def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Cache]:
-            return attention(queries, keys, values, visible), (keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
+            return attention(queries, keys, values, visible), cached(keys, values)
 
         return apply_block(model.config, layer, x, rotation, attend)
 
-    x, (keys, values) = jax.lax.scan(block, embed(model, prompts, positions), model.layers, unroll=unrolled(model.config))
-    rest = ((0, 0),) * 3
-    cache = jnp.pad(keys, (*rest, (0, 0), (0, new))), jnp.pad(values, (*rest, (0, new), (0, 0)))
-    return model.final_norm(x[:, -1]), cache
+    def last_block(x: jax.Array, layer: Layer) -> tuple[jax.Array, Cache]:
+        """Of the last layer's work for the other tokens nothing but keys and values is used."""
+
+        def attend(query: jax.Array, *_: jax.Array) -> tuple[jax.Array, Cache]:
+            _, keys, values = project(model.config, layer, x, rotation)
+            return attention(query[:, None], keys, values, visible[:, -1:])[:, 0], cached(keys, values)
+
+        at_last = None if rotation is None else jax.tree.map(lambda x: x[:, -1], rotation)
+        return apply_block(model.config, layer, x[:, -1], at_last, attend)
+
+    x = embed(model, prompts, positions)
+    if isinstance(layers, list):
+        cache: Cache = [None] * len(layers)
+        for i, layer in enumerate(layers[:-1]):
+            x, cache[i] = block(x, layer)
+        last, cache[-1] = last_block(x, layers[-1])
+    else:
+        x, cache = jax.lax.scan(block, x, layers)
+        last = x[:, -1]
+    return model.final_norm(last), cache
 
 
 def decode(
