@@ -34,19 +34,21 @@ def is_evaluated(run: Path, episodes: int) -> bool:
     return evaluation.exists() and json.loads(evaluation.read_text())["episodes"] == episodes
 
 
-def train_and_evaluate(algorithm: str, environment: str, steps: int, runs: list[Path], preset: bool, episodes: int) -> None:
-    """Bring every run to its end and its evaluation, as many at a time as there are cores."""
-    unfinished = {run.name: run for run in runs if not is_evaluated(run, episodes)}
-    fresh = ["train", algorithm, environment, "--steps", str(steps), *([] if preset else ["--no-preset"])]
+def train_and_evaluate(commands: dict[str, list[str]], directory: Path, episodes: int) -> None:
+    """Bring every run to its end and its evaluation, as many at a time as there are cores.
+
+    `commands` are what follows `surefoot train`, by the place of the run in `directory`.
+    """
+    unfinished = {name: command for name, command in commands.items() if not is_evaluated(directory / name, episodes)}
     training = {
-        name: ["train", "--resume", str(run)]
-        if (run / "run.json").exists()
-        else [*fresh, "--seed", name.removeprefix("seed-"), "--out", str(run)]
-        for name, run in unfinished.items()
+        name: ["train", "--resume", str(directory / name)]
+        if (directory / name / "run.json").exists()
+        else ["train", *command, "--out", str(directory / name)]
+        for name, command in unfinished.items()
     }
-    evaluating = {name: ["eval", str(run), "--episodes", str(episodes)] for name, run in unfinished.items()}
-    for commands in (training, evaluating):
-        run_side_by_side(commands, runs[0].parent)
+    evaluating = {name: ["eval", str(directory / name), "--episodes", str(episodes)] for name in unfinished}
+    for each in (training, evaluating):
+        run_side_by_side(each, directory)
 
 
 def result_of(run: Path) -> dict[str, Any]:
@@ -97,12 +99,13 @@ def main() -> None:
     name = f"{options.algorithm}-{options.environment}{'' if options.preset else '-defaults'}"
     directory = options.runs / f"{name}-{options.steps}"
     directory.mkdir(parents=True, exist_ok=True)
-    runs = [directory / f"seed-{seed}" for seed in range(options.seeds)]
-    train_and_evaluate(options.algorithm, options.environment, options.steps, runs, options.preset, options.episodes)
+    command = [options.algorithm, options.environment, "--steps", str(options.steps), *([] if options.preset else ["--no-preset"])]
+    commands = {f"seed-{seed}": [*command, "--seed", str(seed)] for seed in range(options.seeds)}
+    train_and_evaluate(commands, directory, options.episodes)
 
-    seeds = [result_of(run) for run in runs]
+    seeds = [result_of(directory / name) for name in commands]
     means = [seed["mean"] for seed in seeds]
-    started = json.loads((runs[0] / "run.json").read_text())
+    started = json.loads((directory / "seed-0" / "run.json").read_text())
     record = provenance() | {name: started[name] for name in ("algorithm", "environment", "config", "preset", "num_envs", "versions")}
     record |= {"mean": float(np.mean(means)), "interval": confidence_interval(means), "seeds": seeds}
     options.results.mkdir(parents=True, exist_ok=True)

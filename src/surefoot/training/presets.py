@@ -59,6 +59,8 @@ ATARI_PPO = {
 ATARI_DQN = {"network": "nature", "learning_starts": 50_000, "final_epsilon": 0.1}
 # Hessel et al. 2018, table 1, in steps of four frames.
 ATARI_RAINBOW = {"network": "nature", "learning_starts": 20_000, "target_interval": 2_000}
+# As Dopamine plays them, whose periods are in environment steps: a target of a thousand is one of 250 gradient steps.
+MINATAR_RAINBOW = {"network": "minatar", "replay_size": 100_000, "learning_rate": 2.5e-4, "target_interval": 250}
 MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 # By algorithm and environment, or a pattern of its id. The number of environments is the user's: every entry is for the default of 8.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -84,6 +86,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("dqn", "ALE/*-v5"): ATARI_DQN,
     ("rainbow", "*NoFrameskip-v4"): ATARI_RAINBOW,
     ("rainbow", "ALE/*-v5"): ATARI_RAINBOW,
+    ("dqn", "MinAtar/*"): MINATAR_RAINBOW | {"final_epsilon": 0.01},
+    ("rainbow", "MinAtar/*"): MINATAR_RAINBOW,
 }
 
 
