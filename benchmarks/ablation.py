@@ -14,8 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from learning import confidence_interval, result_of, train_and_evaluate
+from learning import study_of, train_and_evaluate
 from machine import RESULTS, ROOT, provenance
 from matplotlib.figure import Figure
 
@@ -37,40 +36,29 @@ GAMES = {"Breakout": list(VARIANTS), "SpaceInvaders": ["rainbow", "dqn"]}
 EPISODES = 100  # of the evaluation of each seed
 
 
-def directory_of(game: str, variant: str) -> Path:
-    """Where the seeds of a variant are."""
-    return Path(game, variant.replace(" ", "-"))
+def places(game: str, variant: str, seeds: int) -> list[Path]:
+    """Where the runs of a variant are, below the directory of all."""
+    return [Path(game, variant.replace(" ", "-"), f"seed-{seed}") for seed in range(seeds)]
 
 
 def commands(steps: int, seeds: int) -> dict[str, list[str]]:
     """What `surefoot train` is told for each run, by its place."""
     return {
-        str(directory_of(game, variant) / f"seed-{seed}"): [
+        str(place): [
             *(VARIANTS[variant][0], f"MinAtar/{game}-v1", *VARIANTS[variant][1:]),
             *("--steps", str(steps), "--seed", str(seed)),
         ]
         for game, variants in GAMES.items()
         for variant in variants
-        for seed in range(seeds)
+        for seed, place in enumerate(places(game, variant, seeds))
     }
-
-
-def row_of(runs: Path, game: str, variant: str, seeds: int) -> dict[str, Any]:
-    """What the seeds of a variant came to."""
-    places = [runs / directory_of(game, variant) / f"seed-{seed}" for seed in range(seeds)]
-    results = [result_of(place) for place in places]
-    means = [result["mean"] for result in results]
-    started = json.loads((places[0] / "run.json").read_text())
-    row = {"game": game, "variant": variant} | {name: started[name] for name in ("config", "num_envs", "versions")}
-    return row | {"mean": float(np.mean(means)), "interval": confidence_interval(means), "seeds": results}
 
 
 def curves(runs: Path, seeds: int) -> Figure:
     """Learning curves of every variant on Breakout."""
-    game = next(iter(GAMES))
     drawn = []
-    for variant in GAMES[game]:
-        (experiment,) = experiments([runs / directory_of(game, variant) / f"seed-{seed}" for seed in range(seeds)])
+    for variant in VARIANTS:
+        (experiment,) = experiments([runs / place for place in places("Breakout", variant, seeds)])
         settings = {"algorithm": variant, "environment": experiment.settings["environment"]}
         drawn.append(experiment._replace(settings=settings))
     return draw(drawn)
@@ -103,7 +91,11 @@ def main() -> None:
         return
     options.runs.mkdir(parents=True, exist_ok=True)
     train_and_evaluate(commands(options.steps, options.seeds), options.runs, EPISODES)
-    rows = [row_of(options.runs, game, variant, options.seeds) for game, variants in GAMES.items() for variant in variants]
+    rows = [
+        {"game": game, "variant": variant} | study_of([options.runs / place for place in places(game, variant, options.seeds)])
+        for game, variants in GAMES.items()
+        for variant in variants
+    ]
     record = provenance() | {"rows": rows}
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     curves(options.runs, options.seeds).savefig(options.figure, dpi=160)

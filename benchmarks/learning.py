@@ -67,6 +67,15 @@ def result_of(run: Path) -> dict[str, Any]:
     }
 
 
+def study_of(runs: list[Path]) -> dict[str, Any]:
+    """What runs that differ in nothing but the seed came to, and their settings."""
+    seeds = [result_of(run) for run in runs]
+    means = [seed["mean"] for seed in seeds]
+    started = json.loads((runs[0] / "run.json").read_text())
+    settings = {name: started[name] for name in ("algorithm", "environment", "config", "preset", "num_envs", "versions")}
+    return settings | {"mean": float(np.mean(means)), "interval": confidence_interval(means), "seeds": seeds}
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: what each study came to."""
     lines = ["| | settings | mean return (95 % interval) | seeds | steps |", "| --- | --- | ---: | ---: | ---: |"]
@@ -103,16 +112,12 @@ def main() -> None:
     commands = {f"seed-{seed}": [*command, "--seed", str(seed)] for seed in range(options.seeds)}
     train_and_evaluate(commands, directory, options.episodes)
 
-    seeds = [result_of(directory / name) for name in commands]
-    means = [seed["mean"] for seed in seeds]
-    started = json.loads((directory / "seed-0" / "run.json").read_text())
-    record = provenance() | {name: started[name] for name in ("algorithm", "environment", "config", "preset", "num_envs", "versions")}
-    record |= {"mean": float(np.mean(means)), "interval": confidence_interval(means), "seeds": seeds}
+    record = provenance() | study_of([directory / name for name in commands])
     options.results.mkdir(parents=True, exist_ok=True)
     out = options.results / f"{name}.json"
     out.write_text(json.dumps(record, indent=1) + "\n")
     low, high = record["interval"]
-    print(f"{name}: mean return {record['mean']:.1f}, 95 % interval {low:.1f} to {high:.1f} over {len(means)} seeds\n{out}")
+    print(f"{name}: mean return {record['mean']:.1f}, 95 % interval {low:.1f} to {high:.1f} over {options.seeds} seeds\n{out}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ ATARI_PPO = {
 ATARI_DQN = {"network": "nature", "learning_starts": 50_000, "final_epsilon": 0.1}
 # Hessel et al. 2018, table 1, in steps of four frames.
 ATARI_RAINBOW = {"network": "nature", "learning_starts": 20_000, "target_interval": 2_000}
-# As Dopamine plays them, whose periods are in environment steps: a target of a thousand is one of 250 gradient steps.
+# Replay, step size and target's period are Dopamine's, whose thousand environment steps are 250 gradient steps.
 MINATAR_RAINBOW = {"network": "minatar", "replay_size": 100_000, "learning_rate": 2.5e-4, "target_interval": 250}
 MUJOCO_TRPO = {"initial_log_std": -1.0, "num_steps": 128, "critic_epochs": 20}
 # By algorithm and environment, or a pattern of its id. The number of environments is the user's: every entry is for the default of 8.
