@@ -152,7 +152,7 @@ MUTANTS = [
     Mutant("ppo: never stops early", "algorithms/ppo.py", "config.target_kl is None or ", "True or ", "algorithms/test_ppo.py"),
     Mutant("ppo: value loss over all rows", "algorithms/ppo.py", "batch.value_target, clip=clip_value), batch.valid)", "batch.value_target, clip=clip_value), batch.valid | True)", "algorithms/test_ppo.py"),
     # What learns from a replay
-    Mutant("dqn: bootstraps from the online network", "algorithms/dqn.py", "wanted = target_of(config, unravel(flat), unravel(target), batch, target_keys)", "wanted = target_of(config, unravel(flat), unravel(flat), batch, target_keys)", "algorithms/test_dqn.py"),
+    Mutant("dqn: bootstraps from the online network", "algorithms/dqn.py", "wanted = target_of(config, unravel(flat), unravel(target), batch, noise[1:])", "wanted = target_of(config, unravel(flat), unravel(flat), batch, noise[1:])", "algorithms/test_dqn.py"),
     Mutant("dqn: the target counts iterations", "algorithms/dqn.py", "start = flat, state.target, state.optimiser, state.num_updates", "start = flat, state.target, state.optimiser, 0 * state.num_updates", "algorithms/test_dqn.py"),
     Mutant("dqn: illegal actions are chosen for the target", "algorithms/dqn.py", "chosen = jnp.argmax(chooser if mask is None else jnp.where(mask, chooser, -jnp.inf), axis=-1)", "chosen = jnp.argmax(chooser, axis=-1)", "algorithms/test_dqn.py"),
     Mutant("dqn: importance weights left out", "algorithms/dqn.py", "return jnp.mean(weight * each)", "return jnp.mean(each)", "algorithms/test_dqn.py"),

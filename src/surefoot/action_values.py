@@ -14,9 +14,9 @@ from .types import EnvironmentSpec, Observation
 
 
 class NoisyLinear(eqx.Module):
-    """A linear layer whose weights and biases are drawn anew with every key, by factorised noise (Fortunato et al. 2018, eq. 9-11)."""
+    """A linear layer with factorised noise in its weights and biases (Fortunato et al. 2018, eq. 9-11)."""
 
-    weight: jax.Array  # [out, in], the means
+    weight: jax.Array  # [in, out], the means
     bias: jax.Array
     weight_scale: jax.Array
     bias_scale: jax.Array
@@ -24,21 +24,24 @@ class NoisyLinear(eqx.Module):
     def __init__(self, in_size: int, out_size: int, key: jax.Array, *, initial_scale: float = 0.5):
         weight_key, bias_key = jax.random.split(key)
         bound = in_size**-0.5
-        self.weight = jax.random.uniform(weight_key, (out_size, in_size), minval=-bound, maxval=bound)
+        self.weight = jax.random.uniform(weight_key, (in_size, out_size), minval=-bound, maxval=bound)
         self.bias = jax.random.uniform(bias_key, (out_size,), minval=-bound, maxval=bound)
         self.weight_scale = jnp.full_like(self.weight, initial_scale * bound)
         self.bias_scale = jnp.full_like(self.bias, initial_scale * bound)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Without a key, the means."""
-        if key is None:
-            return self.weight @ x + self.bias
-        out_size, in_size = self.weight.shape
-        noise = jax.random.normal(key, (in_size + out_size,))
-        noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
-        of_input, of_output = noise[:in_size], noise[in_size:]
-        # (w + s * out in^T) x, without the matrix of noise
-        return self.weight @ x + self.bias + of_output * (self.weight_scale @ (of_input * x) + self.bias_scale)
+    def noise(self, key: jax.Array) -> jax.Array:
+        """The noise of every input, and behind it that of every output: [in + out]."""
+        noise = jax.random.normal(key, (sum(self.weight.shape),))
+        return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+
+    def __call__(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """Without noise, by the means."""
+        mean = x @ self.weight + self.bias
+        if noise is None:
+            return mean
+        of_input, of_output = jnp.split(noise, [len(self.weight)])
+        # x (w + s * in out^T), without the matrix of noise
+        return mean + ((x * of_input) @ self.weight_scale + self.bias_scale) * of_output
 
 
 class ActionValues(eqx.Module):
@@ -77,18 +80,22 @@ class ActionValues(eqx.Module):
         self.advantage = head(self.num_actions * num_atoms, advantage_key)
         self.value = head(num_atoms, value_key) if dueling else None
 
-    def __call__(self, obs: Observation, key: jax.Array | None = None) -> jax.Array:
-        """`key` draws the noise of noisy layers."""
-        features = self.torso(obs)
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
+    def noise(self, key: jax.Array) -> tuple[jax.Array | None, ...]:
+        """What a key draws for the noisy layers among the heads."""
+        heads, keys = (self.advantage, self.value), jax.random.split(key)
+        return tuple(head.noise(key) if isinstance(head, NoisyLinear) else None for head, key in zip(heads, keys, strict=True))
 
-        def apply(head: Any, key: jax.Array | None) -> jax.Array:
-            return head(features, key) if isinstance(head, NoisyLinear) else head(features)
+    def __call__(self, obs: Observation, noise: tuple[jax.Array | None, ...] | None = None) -> jax.Array:
+        """With `noise` in the weights of noisy layers, or by their means."""
+        features, noise = self.torso(obs), noise or (None, None)
 
-        output = apply(self.advantage, keys[0]).reshape(self.num_actions, -1)
+        def apply(head: Any, noise: jax.Array | None) -> jax.Array:
+            return head(features, noise) if isinstance(head, NoisyLinear) else head(features)
+
+        output = apply(self.advantage, noise[0]).reshape(self.num_actions, -1)
         if self.value is None:
             return output
-        return apply(self.value, keys[1])[None] + output - jnp.mean(output, axis=0)  # Wang et al. 2016, eq. 9
+        return apply(self.value, noise[1])[None] + output - jnp.mean(output, axis=0)  # Wang et al. 2016, eq. 9
 
     def expected(self, output: jax.Array) -> jax.Array:
         """Values [..., A] of outputs [..., A, K]: the mean of their distributions."""

@@ -60,19 +60,27 @@ def clipped_optimiser(config: Any) -> optax.GradientTransformation:
 
 
 def as_vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
-    """(the arrays of `tree` as one vector, the way back from such a vector).
+    """(the arrays of `tree` as one vector, the way back from such a vector, which has a gradient in reverse mode alone).
 
-    The gradient of the way back is a sum of padded parts. That of `ravel_pytree` is a concatenation, into which XLA for a CPU of several
-    cores draws the sum over a minibatch that is a small layer's bias, and takes it at each place of the whole vector.
+    The gradient is put together behind a barrier. Without one XLA for a CPU draws the sums over a minibatch that are the gradients of
+    biases into the vector, and takes them at each of its places.
     """
     leaves, structure = jax.tree.flatten(tree)
     starts = list(itertools.accumulate([leaf.size for leaf in leaves], initial=0))
 
+    def joined(leaves: list[jax.Array]) -> jax.Array:
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+    @jax.custom_vjp
     def back(vector: jax.Array) -> PyTree:
         parts = [jax.lax.slice(vector, (start,), (end,)) for start, end in itertools.pairwise(starts)]
         return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
 
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), back
+    def gradient(_: None, tree: PyTree) -> tuple[jax.Array]:
+        return (joined(jax.lax.optimization_barrier(jax.tree.leaves(tree))),)
+
+    back.defvjp(lambda vector: (back(vector), None), gradient)
+    return joined(leaves), back
 
 
 def gradient_step(

@@ -41,10 +41,28 @@ def orthogonal_linear(in_size: int, out_size: int, gain: float, key: jax.Array) 
     return eqx.tree_at(lambda linear: (linear.weight, linear.bias), layer, (weight, jnp.zeros(out_size)))
 
 
+class Hidden(eqx.Module):
+    """A hidden linear layer [in] to [out], with orthogonal weights times sqrt(2) and zero bias.
+
+    Its weights lie by inputs, which is the order in which products go through them, and for an MLP's first layer on the CPU a
+    quarter of the time of the other order where gradients are taken. For heads, which have few outputs, the other order is faster.
+    """
+
+    weight: jax.Array  # [in, out]
+    bias: jax.Array  # [out]
+
+    def __init__(self, in_size: int, out_size: int, key: jax.Array):
+        self.weight = jax.nn.initializers.orthogonal(2**0.5)(key, (out_size, in_size)).T
+        self.bias = jnp.zeros(out_size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.weight + self.bias
+
+
 class MLP(eqx.Module):
     """A stack of fully connected layers on the flattened observation."""
 
-    layers: tuple[eqx.nn.Linear, ...]
+    layers: tuple[Hidden, ...]
     activation: str = eqx.field(static=True)
     plan: tuple[Any, ...] = eqx.field(static=True)
 
@@ -57,7 +75,7 @@ class MLP(eqx.Module):
         self.activation = activation
         sizes = [encoded_size(self.plan), *hidden]
         keys = jax.random.split(key, len(hidden))
-        self.layers = tuple(orthogonal_linear(a, b, 2**0.5, k) for a, b, k in zip(sizes, sizes[1:], keys, strict=False))
+        self.layers = tuple(Hidden(a, b, k) for a, b, k in zip(sizes, sizes[1:], keys, strict=False))
 
     def __call__(self, obs: Observation) -> jax.Array:
         x = encode(self.plan, obs)
@@ -134,7 +152,7 @@ class Nature(eqx.Module):
     """The network for Atari of Mnih et al. 2015: three convolutions and a layer of 512."""
 
     convolutions: tuple[Convolution, ...]
-    hidden: eqx.nn.Linear
+    hidden: Hidden
 
     def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
         height, width, channels = image_shape("nature", observation_space, smallest=SMALLEST)
@@ -144,7 +162,7 @@ class Nature(eqx.Module):
             convolutions.append(Convolution(channels, out_channels, own_key, size=size, stride=stride))
             height, width, channels = (height - size) // stride + 1, (width - size) // stride + 1, out_channels
         self.convolutions = tuple(convolutions)
-        self.hidden = orthogonal_linear(height * width * channels, 512, 2**0.5, last)
+        self.hidden = Hidden(height * width * channels, 512, last)
 
     def __call__(self, obs: Observation) -> jax.Array:
         x = channels_last(obs)
@@ -191,13 +209,13 @@ class Impala(eqx.Module):
     """The residual network of Espeholt et al. 2018 (arXiv:1802.01561, figure 3): three stages and a layer of 256."""
 
     stages: tuple[Stage, ...]
-    hidden: eqx.nn.Linear
+    hidden: Hidden
 
     def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
         height, width, channels = image_shape("impala", observation_space, smallest=8)
         *keys, last = jax.random.split(key, 4)
         self.stages = tuple(Stage(a, b, k) for a, b, k in zip((channels, 16, 32), (16, 32, 32), keys, strict=True))
-        self.hidden = orthogonal_linear(-(-height // 8) * -(-width // 8) * 32, 256, 2**0.5, last)
+        self.hidden = Hidden(-(-height // 8) * -(-width // 8) * 32, 256, last)
 
     def __call__(self, obs: Observation) -> jax.Array:
         x = channels_last(obs)
@@ -210,13 +228,13 @@ class MinAtarTorso(eqx.Module):
     """The network for MinAtar of Young & Tian 2019 (arXiv:1903.03176): 16 filters of 3 x 3 and a layer of 128."""
 
     convolution: Convolution
-    hidden: eqx.nn.Linear
+    hidden: Hidden
 
     def __init__(self, observation_space: gymnasium.Space[Any], key: jax.Array):
         height, width, channels = image_shape("minatar", observation_space, smallest=3)
         first, last = jax.random.split(key)
         self.convolution = Convolution(channels, 16, first, size=3)
-        self.hidden = orthogonal_linear((height - 2) * (width - 2) * 16, 128, 2**0.5, last)
+        self.hidden = Hidden((height - 2) * (width - 2) * 16, 128, last)
 
     def __call__(self, obs: Observation) -> jax.Array:
         return jax.nn.relu(self.hidden(jnp.ravel(jax.nn.relu(self.convolution(channels_last(obs))))))

@@ -29,9 +29,9 @@ def network(seed, spec=SPEC, **options):
     return ActionValues(spec, jax.random.key(seed), network="mlp", hidden=(), activation="relu", **options)
 
 
-def table(network, key=None):
+def table(network, noise=None):
     """What the network puts out for each state, [S, A, K]."""
-    return np.asarray(jax.vmap(network, (0, None))(jnp.arange(S), key), np.float64)
+    return np.asarray(jax.vmap(network, (0, None))(jnp.arange(S), noise), np.float64)
 
 
 # The network
@@ -334,14 +334,19 @@ def test_illegal_actions_are_not_taken_at_random_or_otherwise(epsilon):
 
 def test_noise_is_factorised_and_has_no_mean():
     layer, num = NoisyLinear(4, 3, jax.random.key(0)), 20_000
-    draw = jax.jit(jax.vmap(lambda key: (jax.vmap(layer, (0, None))(jnp.eye(4), key).T, layer(jnp.zeros(4), key))))
+
+    def drawn(key):
+        noise = layer.noise(key)
+        return jax.vmap(layer, (0, None))(jnp.eye(4), noise), layer(jnp.zeros(4), noise)
+
+    draw = jax.jit(jax.vmap(drawn))
     together, bias = (np.asarray(x, np.float64) for x in draw(jax.random.split(jax.random.key(1), num)))
-    weight = together - bias[:, :, None]  # [num, out, in]
+    weight = together - bias[:, None]  # [num, in, out]
     of_output = (bias - layer.bias) / layer.bias_scale
     of_both = (weight - layer.weight) / layer.weight_scale
-    of_input = of_both[:, :1] / of_output[:, :1, None]
+    of_input = of_both[:, :, :1] / of_output[:, None, :1]
     sure = np.abs(of_output[:, 0]) > 0.3  # what is divided by
-    np.testing.assert_allclose(of_both[sure], (of_output[:, :, None] * of_input)[sure], rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(of_both[sure], (of_output[:, None] * of_input)[sure], rtol=1e-2, atol=2e-3)
     spread = np.sqrt(2 / np.pi)  # the variance of sign(x) sqrt|x| of a normal x
     for noise in (of_output, of_both.reshape(num, -1)):
         variance = spread if noise is of_output else spread**2
@@ -349,7 +354,7 @@ def test_noise_is_factorised_and_has_no_mean():
         np.testing.assert_allclose(noise.var(axis=0), variance, rtol=0.06)
     covariance = np.cov(of_both.reshape(num, -1).T)
     assert np.all(np.abs(covariance - np.diag(np.diag(covariance))) < 0.04), "uncorrelated, though not independent"
-    np.testing.assert_allclose(layer(jnp.ones(4), None), layer.weight.sum(axis=1) + layer.bias, rtol=1e-5)
+    np.testing.assert_allclose(layer(jnp.ones(4), None), layer.weight.sum(axis=0) + layer.bias, rtol=1e-5)
     np.testing.assert_allclose(layer.weight_scale, 0.5 / 2)
 
 
@@ -375,8 +380,8 @@ def test_noise_is_drawn_anew_for_online_network_and_target():
     config = Small(exploration="noisy", double=True)
     online, target = networks_for(config)
     batch = some_transitions(masked=False)
-    first, second, third = jax.random.split(jax.random.key(0), 3)
-    got = dqn.target_of(config, online, target, batch, jnp.stack([first, second]))
+    first, second, third = map(online.noise, jax.random.split(jax.random.key(0), 3))
+    got = dqn.target_of(config, online, target, batch, (first, second))
     chosen = table(online, second)[batch.next_obs, :, 0].argmax(axis=-1)
     value = table(target, first)[batch.next_obs, chosen, 0]
     np.testing.assert_allclose(got, batch.reward + batch.discount * value, **EXACT)
@@ -422,6 +427,6 @@ def test_rainbow_is_dqn_with_everything():
     assert (config.exploration, config.distribution) == ("noisy", "categorical")
     state = dqn.init(Rainbow(hidden=(), replay_size=64, learning_starts=8), SPEC, jax.random.key(0))
     assert isinstance(state.acting.network.value, NoisyLinear)
-    assert state.acting.network.advantage.weight.shape == (A * 51, S)
+    assert state.acting.network.advantage.weight.shape == (S, A * 51)
     assert state.replay.sums
     assert state.acting.epsilon == 0

@@ -69,9 +69,9 @@ def test_mlp_is_its_layers_one_after_the_other(activation):
     mlp = MLP(space, jax.random.key(0), hidden=(4, 6), activation=activation)
     x = np.array([0.0, 1.0, 3.0, -0.5])
     for layer in mlp.layers:
-        x = np.asarray(ACTIVATIONS[activation](np.asarray(layer.weight, np.float64) @ x + np.asarray(layer.bias)))
+        x = np.asarray(ACTIVATIONS[activation](x @ np.asarray(layer.weight, np.float64) + np.asarray(layer.bias)))
     np.testing.assert_allclose(jax.jit(lambda mlp, obs: mlp(obs))(mlp, obs), x, rtol=1e-5, atol=1e-6)
-    assert [layer.weight.shape for layer in mlp.layers] == [(4, 4), (6, 4)]
+    assert [layer.weight.shape for layer in mlp.layers] == [(4, 4), (4, 6)]
     gains = [np.linalg.norm(np.asarray(layer.weight), ord=2) for layer in mlp.layers]
     np.testing.assert_allclose(gains, 2**0.5, rtol=1e-5)
 
@@ -146,7 +146,7 @@ def test_nature_is_three_convolutions_and_a_layer():
     x = obs.transpose(1, 2, 0) / 255
     for convolution in torso.convolutions:
         x = relu(convolved(convolution, x))
-    expected = relu(np.asarray(torso.hidden.weight) @ x.ravel() + np.asarray(torso.hidden.bias))
+    expected = relu(x.ravel() @ np.asarray(torso.hidden.weight) + np.asarray(torso.hidden.bias))
     np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(call(torso, obs / np.float32(255)), expected, rtol=1e-4, atol=1e-4)  # floats are taken as they are
     assert [(c.layer.weight.shape[0], c.size, c.stride) for c in torso.convolutions] == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
@@ -163,7 +163,7 @@ def test_impala_is_three_residual_stages_and_a_layer():
         for one, other in (stage.residual[:2], stage.residual[2:]):
             x = x + convolved(other, relu(convolved(one, relu(x), 1)), 1)
     assert x.shape == (2, 3, 32)
-    expected = relu(np.asarray(torso.hidden.weight) @ relu(x).ravel() + np.asarray(torso.hidden.bias))
+    expected = relu(relu(x).ravel() @ np.asarray(torso.hidden.weight) + np.asarray(torso.hidden.bias))
     np.testing.assert_allclose(call(torso, obs), expected, rtol=1e-4, atol=1e-3)
     assert [stage.first.layer.weight.shape[0] for stage in torso.stages] == [16, 32, 32]
     assert expected.shape == (256,)
@@ -208,12 +208,12 @@ def test_minatar_s_network_is_a_convolution_and_a_layer():
     torso = eqx.tree_at(lambda torso: (torso.convolution.layer.bias, torso.hidden.bias), torso, (bias, jnp.linspace(-0.2, 0.2, 128)))
     seen = jax.lax.conv_general_dilated(obs.astype(np.float32), filters, (1, 1), "VALID", dimension_numbers=("NHWC", "OHWI", "NHWC"))
     flat = np.maximum(np.asarray(seen + bias), 0).reshape(5, 8 * 8 * 16)
-    expected = np.maximum(flat @ np.asarray(torso.hidden.weight).T + np.asarray(torso.hidden.bias), 0)
+    expected = np.maximum(flat @ np.asarray(torso.hidden.weight) + np.asarray(torso.hidden.bias), 0)
     np.testing.assert_allclose(jax.jit(jax.vmap(torso))(obs), expected, rtol=1e-5, atol=1e-5)
     assert size == 128
     assert (expected > 0).any(axis=1).all()
-    for layer in (torso.convolution.layer, torso.hidden):
-        gram = np.asarray(layer.weight @ layer.weight.T)
+    for weight in (torso.convolution.layer.weight, torso.hidden.weight.T):
+        gram = np.asarray(weight @ weight.T)
         np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
 
 

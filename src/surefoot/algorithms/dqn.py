@@ -176,7 +176,8 @@ def epsilon_at(config: DQN, progress: jax.Array) -> jax.Array:
 def act(config: DQN, acting: Acting, obs: Observation, action_mask: Any, carry: PyTree, key: Any) -> tuple[jax.Array, PyTree]:
     """One action for each of N streams: the best, or now and then a random one; always the best without a `key`."""
     noise_key, random_key, choice_key = (None,) * 3 if key is None else jax.random.split(key, 3)
-    output = jax.vmap(acting.network, (0, None))(obs, noise_key if config.exploration == "noisy" else None)
+    noise = None if key is None else acting.network.noise(noise_key)
+    output = jax.vmap(acting.network, (0, None))(obs, noise)
     values = acting.network.expected(output)
     if action_mask is not None:
         values = jnp.where(action_mask, values, -jnp.inf)
@@ -187,12 +188,14 @@ def act(config: DQN, acting: Acting, obs: Observation, action_mask: Any, carry: 
     return jnp.where(explores, uniform_choice(choice_key, values.shape, action_mask), best), carry
 
 
-def target_of(config: DQN, online: ActionValues, target: ActionValues, batch: Transitions, keys: jax.Array) -> jax.Array:
-    """What Q(s, a) is fitted to, [B]; of a distribution the probabilities of its atoms, or samples, [B, K]."""
-    key = keys if config.exploration == "noisy" else (None, None)
-    output = jax.vmap(target, (0, None))(batch.next_obs, key[0])
+def target_of(config: DQN, online: ActionValues, target: ActionValues, batch: Transitions, noise: Any) -> jax.Array:
+    """What Q(s, a) is fitted to, [B]; of a distribution the probabilities of its atoms, or samples, [B, K].
+
+    `noise` is what is drawn for the target network, and for the online one.
+    """
+    output = jax.vmap(target, (0, None))(batch.next_obs, noise[0])
     values, mask = target.expected(output), batch.next_action_mask
-    chooser = online.expected(jax.vmap(online, (0, None))(batch.next_obs, key[1])) if config.double else values
+    chooser = online.expected(jax.vmap(online, (0, None))(batch.next_obs, noise[1])) if config.double else values
     if config.distribution == "none":
         value = double_q_value(chooser, values, mask) if config.double else max_value(values, mask)
         return n_step_target(batch.reward, value, batch.discount)
@@ -205,9 +208,9 @@ def target_of(config: DQN, online: ActionValues, target: ActionValues, batch: Tr
     return categorical_projection(jax.nn.softmax(following), returns, atoms(config.value_range, config.num_atoms))
 
 
-def errors(config: DQN, network: ActionValues, batch: Transitions, target: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
+def errors(config: DQN, network: ActionValues, batch: Transitions, target: jax.Array, noise: Any) -> tuple[jax.Array, jax.Array]:
     """(the loss of each transition [B], how far off it was, which is its priority [B])."""
-    output = jax.vmap(network, (0, None))(batch.obs, key if config.exploration == "noisy" else None)
+    output = jax.vmap(network, (0, None))(batch.obs, noise)
     taken = jnp.take_along_axis(output, batch.action[:, None, None], axis=1)[:, 0]  # [B, K]
     if config.distribution == "none":
         error = taken[:, 0] - target
@@ -229,14 +232,13 @@ def update(config: DQN, state: State, rollout: Rollout, frozen: None, key: jax.A
     learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
     flat, unravel = as_vector(state.acting.network)
 
-    def step(carry: PyTree, minibatch: tuple[Transitions, jax.Array, jax.Array]) -> tuple[PyTree, tuple[Any, jax.Array]]:
+    def step(carry: PyTree, minibatch: tuple[Transitions, jax.Array, Any]) -> tuple[PyTree, tuple[Any, jax.Array]]:
         flat, target, moments, count = carry
-        batch, weight, key = minibatch
-        target_keys, online_key = jax.random.split(key, 3)[:2], jax.random.fold_in(key, 2)
-        wanted = target_of(config, unravel(flat), unravel(target), batch, target_keys)
+        batch, weight, noise = minibatch
+        wanted = target_of(config, unravel(flat), unravel(target), batch, noise[1:])
 
         def loss(flat: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            each, error = errors(config, unravel(flat), batch, wanted, online_key)
+            each, error = errors(config, unravel(flat), batch, wanted, noise[0])
             return jnp.mean(weight * each), {"error": error}
 
         (flat, moments), metrics = gradient_step(loss, flat, moments, clipped_adam(config), learning_rate)
@@ -246,7 +248,9 @@ def update(config: DQN, state: State, rollout: Rollout, frozen: None, key: jax.A
         return (flat, target, moments, count), (metrics | {"td_error": jnp.mean(error)}, error)
 
     start = flat, state.target, state.optimiser, state.num_updates
-    minibatches = batches, weight, jax.random.split(noise_key, shape[0])
+    # Drawn for all steps at once, since each draw inside the loop would be a loop of its own.
+    noise = tuple(jax.vmap(state.acting.network.noise)(keys) for keys in jax.random.split(noise_key, (3, shape[0])))
+    minibatches = batches, weight, noise
     started, (flat, target, moments, count), (metrics, error) = learn_once_started(config, replay, step, start, minibatches)
     if config.prioritised:
         replay = prioritise(replay, index, (error + 1e-6) ** config.priority_exponent, where=started)
