@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from .math.reduce import masked_mean
 from .math.values import squared_value_loss
 from .minibatches import descend
+from .networks import over_rows
 from .pathwise import ActionCritic
 from .policies import Critic
 from .types import Observation
@@ -48,7 +49,7 @@ def of_actions(values: jax.Array, action: jax.Array) -> jax.Array:
 
 def row_values(critic: Any, obs: Observation, features: Any) -> jax.Array:
     """What a critic says of each row [T, N]: V(s), or Q(s, .) of every single choice [T, N, A]."""
-    values: jax.Array = jax.vmap(jax.vmap(critic))(obs, features)
+    values: jax.Array = over_rows(critic)(obs, features)
     return values
 
 
