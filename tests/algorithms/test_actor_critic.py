@@ -188,7 +188,7 @@ def of_normal_actions(config, action_critic):
     """(mean [D] of the ascent over all actions of a normal policy, its variance, the gradient of what it earns), by quadrature."""
     state = actor_critic.init(config, ARM, jax.random.key(0))
     flat, unravel = ravel_pytree(state.acting.actor)
-    actor = unravel(flat + 0.3 * jax.random.normal(jax.random.key(1), flat.shape))
+    actor = unravel(flat + 0.3 * jax.random.normal(jax.random.key(6), flat.shape))
     state = state._replace(acting=StochasticPolicy(actor, None), action_critic=action_critic(state.action_critic))
     obs, place = jnp.asarray([[[0.3, -0.8, 0.5]]]), np.stack(np.meshgrid(NODES, NODES), axis=-1).reshape(-1, 2)
     prob = np.outer(WEIGHTS, WEIGHTS).ravel() / (2 * np.pi)
@@ -488,7 +488,7 @@ def test_a_critic_is_given_the_action_where_it_is_no_single_choice(space):
         seen = np.concatenate([np.eye(n)[np.asarray(action)[..., i]] for i, n in enumerate((2, 3))], axis=-1)
     layer, head = critic.features.layers.layers[0], critic.head
     # Dictionaries are in the order of their names: the action, then the observation.
-    hidden = np.tanh(np.concatenate([seen, obs], axis=-1) @ np.asarray(layer.weight).T + np.asarray(layer.bias))
+    hidden = np.tanh(np.concatenate([seen, obs], axis=-1) @ np.asarray(layer.weight) + np.asarray(layer.bias))
     np.testing.assert_allclose(value, (hidden @ np.asarray(head.weight).T + np.asarray(head.bias))[..., 0], rtol=1e-5, atol=1e-6)
 
 
