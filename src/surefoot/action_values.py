@@ -36,12 +36,11 @@ class NoisyLinear(eqx.Module):
 
     def __call__(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
         """Without noise, by the means."""
-        mean = x @ self.weight + self.bias
         if noise is None:
-            return mean
+            return x @ self.weight + self.bias
         of_input, of_output = jnp.split(noise, [len(self.weight)])
         # x (w + s * in out^T), without the matrix of noise
-        return mean + ((x * of_input) @ self.weight_scale + self.bias_scale) * of_output
+        return x @ self.weight + self.bias + ((x * of_input) @ self.weight_scale + self.bias_scale) * of_output
 
 
 class ActionValues(eqx.Module):

@@ -9,7 +9,7 @@ import pytest
 from bars import SEEDS, assert_reaches
 
 # Steps are rounded up to whole batches; these are whole, and within the budgets of 100,000, 150,000, 200,000 and 300,000.
-ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False}
+ONLINE = {"num_steps": 1, "critic_epochs": 1, "fit_first": False, "learning_rate": 2e-4}
 BARS: list[tuple[str, str, int, float, dict[str, Any]]] = [
     ("reinforce", "CartPole-v1", 149_504, 450.0, {}),
     ("vpg-adaptive", "CartPole-v1", 149_504, 450.0, {}),

@@ -70,7 +70,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "MountainCar-v0"): {"gamma": 0.999, "gae_lambda": 0.98, "num_steps": 512},
     ("ppo", "MountainCarContinuous-v0"): {"gamma": 0.999, "num_steps": 512, "entropy_coef": 0.01},
     ("ppo", "HalfCheetah-v5"): {"initial_log_std": -1.0, "learning_rate_schedule": "linear"},
-    ("ppo", "Pendulum-v1"): {"gamma": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
+    ("ppo", "Pendulum-v1"): {"gamma": 0.9, "gae_lambda": 0.9, "learning_rate": 1e-3, "learning_rate_schedule": "linear"},
     ("dqn", "CartPole-v1"): REPLAY_CARTPOLE | {"exploration_fraction": 0.4, "final_epsilon": 0.01},
     ("rainbow", "CartPole-v1"): REPLAY_CARTPOLE | {"n_step": 2, "target_rate": 0.01, "value_range": (0.0, 50.0)},
     ("off-policy-actor-critic", "CartPole-v1"): OFF_POLICY_CARTPOLE,
