@@ -389,6 +389,29 @@ def test_noise_is_drawn_anew_for_online_network_and_target():
     np.testing.assert_allclose(error, np.abs(table(online, third)[batch.obs, batch.action, 0] - got), **EXACT)
 
 
+def test_every_gradient_step_draws_noise_of_its_own_for_each_of_three_passes(monkeypatch):
+    config = Small(exploration="noisy", double=True, dueling=True, learning_starts=1, update_to_data=3 / 8, minibatch_size=7)
+    given = []
+
+    def recorded(name):
+        function = getattr(dqn, name)
+
+        def record(*arguments):
+            jax.debug.callback(lambda *noises: given.extend(np.array(noise) for noise in noises), *jax.tree.leaves(arguments[-1]))
+            return function(*arguments)
+
+        return record
+
+    for name in ("target_of", "errors"):
+        monkeypatch.setattr(dqn, name, recorded(name))
+    state = dqn.init(config, Tape.spec, jax.random.key(0))
+    state, _ = jax.jit(partial(dqn.update, config))(state, Tape().rollout(0), None, jax.random.key(1))
+    assert state.num_updates == 3
+    jax.effects_barrier()
+    assert len(given) == 3 * 3 * 2  # two heads
+    assert len({noise.tobytes() for noise in given}) == len(given)
+
+
 # Where it ends
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bars import SEEDS, assert_reaches
 
-C51 = {"distribution": "categorical", "value_range": (0.0, 50.0), "target_rate": 0.01, "num_steps": 32}
+C51 = {"distribution": "categorical", "value_range": (0.0, 50.0), "target_rate": 0.01, "num_steps": 32, "learning_rate": 1e-3}
 BARS: list[tuple[str, dict[str, Any]]] = [
     ("dqn", C51),
     ("dqn", {"distribution": "quantile", "num_atoms": 21}),
