@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("dqn: importance weights left out", "algorithms/dqn.py", "return jnp.mean(weight * each)", "return jnp.mean(each)", "algorithms/test_dqn.py"),
     Mutant("dqn: epsilon as if the run had not begun", "algorithms/dqn.py", "acting = Acting(unravel(flat), epsilon_at(config, rollout.progress))", "acting = Acting(unravel(flat), epsilon_at(config, 0 * rollout.progress))", "algorithms/test_dqn.py"),
     Mutant("dueling: advantages not centred", "action_values.py", "[None] + output - jnp.mean(output, axis=0)", "[None] + output", "algorithms/test_dqn.py"),
-    Mutant("noise: all of one sign", "action_values.py", "noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))", "noise = jnp.sqrt(jnp.abs(noise))", "algorithms/test_dqn.py"),
+    Mutant("noise: all of one sign", "action_values.py", "return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))", "return jnp.sqrt(jnp.abs(noise))", "algorithms/test_dqn.py"),
     Mutant("noise: of the online network in the target too", "algorithms/dqn.py", "unravel(target), batch, noise[1:])", "unravel(target), batch, noise[:2])", "algorithms/test_dqn.py"),
     Mutant("noise: the same in all steps", "algorithms/dqn.py", "jax.vmap(state.acting.network.noise)(keys)", "jax.vmap(state.acting.network.noise)(keys[:1].repeat(shape[0]))", "algorithms/test_dqn.py"),
     Mutant("replay: learns before it has begun", "replay.py", "started = replay.size >= config.learning_starts", "started = replay.size >= 1", "algorithms/test_dqn.py"),
