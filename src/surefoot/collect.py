@@ -40,10 +40,9 @@ def empty(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+def split_each(keys: jax.Array) -> tuple[jax.Array, ...]:
     """Two new keys from each of N."""
-    pairs = jax.vmap(jax.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]
+    return tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
 
 
 def as_observation(environment: DeviceEnvironment, obs: Observation) -> Observation:

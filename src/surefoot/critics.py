@@ -49,7 +49,7 @@ def of_actions(values: jax.Array, action: jax.Array) -> jax.Array:
 
 def row_values(critic: Any, obs: Observation, features: Any) -> jax.Array:
     """What a critic says of each row [T, N]: V(s), or Q(s, .) of every single choice [T, N, A]."""
-    values: jax.Array = over_rows(critic)(obs, features)
+    values: jax.Array = over_rows(critic, obs, features)
     return values
 
 

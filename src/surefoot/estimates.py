@@ -46,7 +46,7 @@ def rows_and_successors(evaluate: Evaluate, policy: StochasticPolicy, rollout: R
         obs = normalise(policy.normaliser, obs)
         return jax.vmap(evaluate)(obs, features_after(policy.actor, obs, memory), action_mask)
 
-    values = over_rows(evaluate)(normalise(policy.normaliser, rollout.obs), features, rollout.action_mask)
+    values = over_rows(evaluate, normalise(policy.normaliser, rollout.obs), features, rollout.action_mask)
     final_values = jax.vmap(successor)(rollout.final_obs, features, rollout.final_action_mask)
     following = jnp.concatenate([values[1:], successor(rollout.last_obs, features[-1], rollout.last_action_mask)[None]])
     return values, jnp.where(rollout.terminated | rollout.truncated, final_values, following)

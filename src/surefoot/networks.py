@@ -24,13 +24,6 @@ from .config import nearest
 from .spaces import encode, encoded_size, encoder, zeros
 from .types import Observation, PyTree
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "elu": jax.nn.elu,
-    "gelu": jax.nn.gelu,
-    "silu": jax.nn.silu,
-}
 TorsoFactory = Callable[[gymnasium.Space[Any], jax.Array], Any]
 
 
@@ -63,7 +56,7 @@ class MLP(eqx.Module):
     """A stack of fully connected layers on the flattened observation."""
 
     layers: tuple[Hidden, ...]
-    activation: str = eqx.field(static=True)
+    activation: str = eqx.field(static=True)  # a function of jax.nn
     plan: tuple[Any, ...] = eqx.field(static=True)
 
     def __init__(
@@ -80,7 +73,7 @@ class MLP(eqx.Module):
     def __call__(self, obs: Observation) -> jax.Array:
         x = encode(self.plan, obs)
         for layer in self.layers:
-            x = ACTIVATIONS[self.activation](layer(x))
+            x = getattr(jax.nn, self.activation)(layer(x))
         return x
 
 
@@ -240,18 +233,14 @@ class MinAtarTorso(eqx.Module):
         return jax.nn.relu(self.hidden(jnp.ravel(jax.nn.relu(self.convolution(channels_last(obs))))))
 
 
-def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of one row, over all of [T, N, ...] as one batch.
+def over_rows(function: Callable[..., Any], *rows: PyTree) -> Any:
+    """`function` of every row of [T, N, ...], which are one batch to it.
 
     With two batch axes XLA transposes what the gradients of layers are products of: on the CPU a twelfth of PPO's update.
     """
-
-    def over_all(*rows: PyTree) -> PyTree:
-        num_steps, num_envs = jax.tree.leaves(rows)[0].shape[:2]
-        result = jax.vmap(function)(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
-        return jax.tree.map(lambda x: x.reshape(num_steps, num_envs, *x.shape[1:]), result)
-
-    return over_all
+    shape = jax.tree.leaves(rows)[0].shape[:2]
+    result = jax.vmap(function)(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), result)
 
 
 class Pure(eqx.Module):

@@ -181,7 +181,7 @@ def features_after(actor: Actor, obs: Observation, carry: PyTree) -> jax.Array:
 def features_of(actor: Actor, inputs: Inputs) -> jax.Array:
     """The actor's features [T, N, F], step by step where it has a memory."""
     if actor.memory is None:
-        return over_rows(actor.torso)(inputs.obs)
+        return over_rows(actor.torso, inputs.obs)
 
     def step(carry: jax.Array, row: tuple[Observation, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return (features_after(actor, row[0], begin_episodes(carry, row[1])),) * 2
@@ -191,13 +191,13 @@ def features_of(actor: Actor, inputs: Inputs) -> jax.Array:
 
 def distributions_of(actor: Actor, inputs: Inputs) -> Distribution:
     """Over the actions at each row [T, N]."""
-    return over_rows(actor.choose)(features_of(actor, inputs), inputs.action_mask)
+    return over_rows(actor.choose, features_of(actor, inputs), inputs.action_mask)
 
 
 def distributions_and_values(actor: Actor, critic: Critic, inputs: Inputs) -> tuple[Distribution, jax.Array]:
     """The distribution over actions and V(s) at each row [T, N]."""
     features = features_of(actor, inputs)
-    return over_rows(actor.choose)(features, inputs.action_mask), over_rows(critic)(inputs.obs, features)
+    return over_rows(actor.choose, features, inputs.action_mask), over_rows(critic, inputs.obs, features)
 
 
 def act(config: Any, acting: StochasticPolicy, obs: Observation, action_mask: Any, carry: PyTree, key: Any) -> tuple[jax.Array, PyTree]:

@@ -13,7 +13,6 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from surefoot import PPO, networks
 from surefoot.networks import (
-    ACTIVATIONS,
     MLP,
     Pure,
     build_torso,
@@ -61,7 +60,7 @@ def test_weights_are_orthogonal_times_the_gain(x64, in_size, out_size, gain):
     assert not layer.bias.any()
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "gelu", "silu"])
 def test_mlp_is_its_layers_one_after_the_other(activation):
     """On a dictionary, so that the encoding is part of it."""
     space = Dict(place=Discrete(2, start=1), speed=Box(-9.0, 9.0, (2,)))
@@ -69,7 +68,7 @@ def test_mlp_is_its_layers_one_after_the_other(activation):
     mlp = MLP(space, jax.random.key(0), hidden=(4, 6), activation=activation)
     x = np.array([0.0, 1.0, 3.0, -0.5])
     for layer in mlp.layers:
-        x = np.asarray(ACTIVATIONS[activation](x @ np.asarray(layer.weight, np.float64) + np.asarray(layer.bias)))
+        x = np.asarray(getattr(jax.nn, activation)(x @ np.asarray(layer.weight, np.float64) + np.asarray(layer.bias)))
     np.testing.assert_allclose(jax.jit(lambda mlp, obs: mlp(obs))(mlp, obs), x, rtol=1e-5, atol=1e-6)
     assert [layer.weight.shape for layer in mlp.layers] == [(4, 4), (4, 6)]
     gains = [np.linalg.norm(np.asarray(layer.weight), ord=2) for layer in mlp.layers]
