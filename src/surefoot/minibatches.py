@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,30 +56,6 @@ def clipped_optimiser(config: Any) -> optax.GradientTransformation:
         return clipped_adam(config)
     scale = optax.scale_by_rms(decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True)
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), scale)
-
-
-def as_vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
-    """(the arrays of `tree` as one vector, the way back from such a vector, which has a gradient in reverse mode alone).
-
-    The gradient is put together behind a barrier. Without one XLA for a CPU draws the sums over a minibatch that are the gradients of
-    biases into the vector, and takes them at each of its places.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    starts = list(itertools.accumulate([leaf.size for leaf in leaves], initial=0))
-
-    def joined(leaves: list[jax.Array]) -> jax.Array:
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
-
-    @jax.custom_vjp
-    def back(vector: jax.Array) -> PyTree:
-        parts = [jax.lax.slice(vector, (start,), (end,)) for start, end in itertools.pairwise(starts)]
-        return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
-
-    def gradient(_: None, tree: PyTree) -> tuple[jax.Array]:
-        return (joined(jax.lax.optimization_barrier(jax.tree.leaves(tree))),)
-
-    back.defvjp(lambda vector: (back(vector), None), gradient)
-    return joined(leaves), back
 
 
 def gradient_step(

@@ -13,7 +13,6 @@ from jax.flatten_util import ravel_pytree
 from surefoot.action_values import ActionValues, NoisyLinear
 from surefoot.algorithms import dqn
 from surefoot.algorithms.dqn import DQN, Acting, Rainbow
-from surefoot.minibatches import as_vector
 from surefoot.replay import Transitions, draw_prioritised, draw_uniform, insert
 from surefoot.types import EnvironmentSpec, Rollout
 
@@ -360,7 +359,7 @@ def test_noise_is_factorised_and_has_no_mean():
 
 def test_noise_begins_with_the_types_that_an_update_leaves():
     """Or the program would be compiled twice."""
-    layers = [NoisyLinear(4, 3, jax.random.key(0)), as_vector(NoisyLinear(4, 3, jax.random.key(0)))[1](jnp.zeros(30))]
+    layers = [NoisyLinear(4, 3, jax.random.key(0)), ravel_pytree(NoisyLinear(4, 3, jax.random.key(0)))[1](jnp.zeros(30))]
     before, after = ([(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(layer)] for layer in layers)
     assert before == after
 

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from surefoot.algorithms.ppo import PPO
-from surefoot.minibatches import as_vector, check_minibatch, descend, sequence_length, shuffled
+from surefoot.minibatches import check_minibatch, descend, sequence_length, shuffled
 
 NUM_STEPS, NUM_ENVS = 6, 4
 SIZE = NUM_STEPS * NUM_ENVS
@@ -33,18 +32,6 @@ def record(*, epochs, minibatch_size, seed=0, limit=None):
 
     (seen, _), metrics = run(jax.random.key(seed), TRANSITIONS)
     return np.asarray(seen), metrics
-
-
-def test_a_tree_is_a_vector_and_back_with_the_gradient_of_its_parts():
-    tree = {"matrix": jnp.arange(6.0).reshape(2, 3), "number": jnp.float32(7.0), "none": None, "row": jnp.array([8.0])}
-    vector, back = as_vector(tree)
-    np.testing.assert_array_equal(vector, ravel_pytree(tree)[0])
-    jax.tree.map(np.testing.assert_array_equal, back(vector), tree)
-
-    def loss(tree):
-        return jnp.sum(tree["matrix"] ** 2) * tree["number"] + tree["row"][0] ** 3
-
-    np.testing.assert_array_equal(jax.jit(jax.grad(lambda v: loss(back(v))))(vector), ravel_pytree(jax.grad(loss)(tree))[0])
 
 
 @pytest.mark.parametrize("minibatch_size", [1, 6, SIZE])

@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from ..action_values import ActionValues, atoms
 from ..config import check_bounds, configuration, refuse_unread
 from ..math.distributional import categorical_cross_entropy, categorical_projection, quantile_huber_loss
 from ..math.reduce import polyak
 from ..math.values import double_q_value, huber, max_value, n_step_target
-from ..minibatches import as_vector, clipped_adam, gradient_step, scheduled
+from ..minibatches import clipped_adam, gradient_step, scheduled
 from ..networks import network_name
 from ..replay import Replay, Transitions, draw, gradient_steps, insert, learn_once_started, prioritise, start_replay, transitions
 from ..spaces import uniform_choice
@@ -159,7 +160,7 @@ def init(config: DQN, spec: EnvironmentSpec, key: jax.Array) -> State:
         dueling=config.dueling,
         noisy=config.exploration == "noisy",
     )
-    flat = as_vector(network)[0]
+    flat = ravel_pytree(network)[0]
     replay = start_replay(spec, capacity=config.replay_size, num_steps=config.num_steps, prioritised=config.prioritised)
     return State(
         Acting(network, epsilon_at(config, jnp.zeros(()))), flat, clipped_adam(config).init(flat), jnp.zeros((), jnp.int32), replay
@@ -230,7 +231,7 @@ def update(config: DQN, state: State, rollout: Rollout, frozen: None, key: jax.A
     index, weight = draw(config, replay, draw_key, shape, rollout.progress)
     batches = transitions(replay, index, n_step=config.n_step, discount=config.gamma)
     learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, rollout.progress)
-    flat, unravel = as_vector(state.acting.network)
+    flat, unravel = ravel_pytree(state.acting.network)
 
     def step(carry: PyTree, minibatch: tuple[Transitions, jax.Array, Any]) -> tuple[PyTree, tuple[Any, jax.Array]]:
         flat, target, moments, count = carry
