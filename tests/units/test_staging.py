@@ -1,6 +1,6 @@
 """Acting in NumPy against the same function compiled."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import equinox as eqx
 import gymnasium
@@ -160,7 +160,7 @@ SPACES, CONFIG = gymnasium.spaces, PPO()
 OBSERVATIONS = SPACES.Dict({"place": SPACES.Box(-9, 9, (3,), np.float32), "room": SPACES.Discrete(4), "lamps": SPACES.MultiBinary(2)})
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", get_args(get_type_hints(PPO)["activation"]))
 @pytest.mark.parametrize("kind", ["continuous", "discrete", "masked"])
 @pytest.mark.parametrize("draws", [True, False])
 def test_policies_act_in_numpy(kind, activation, draws):
